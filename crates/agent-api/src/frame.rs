@@ -1,0 +1,128 @@
+//! Frames: a little-endian `u32` length, then that many bytes of postcard.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// The longest payload that either side accepts, in bytes: room for a command of the largest size that the API takes.
+/// A peer that announces more is broken or hostile and is cut off.
+pub const MAX_PAYLOAD: usize = 64 * 1024 * 1024;
+
+/// The content that one [`crate::Event::Data`] or [`crate::Control::Data`] carries at most, in bytes: large enough to
+/// keep the number of system calls small, small enough to keep memory flat.
+pub const CHUNK: usize = 256 * 1024;
+
+/// Why bytes are no frame.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// The announced length is over [`MAX_PAYLOAD`].
+    #[error("a frame of {0} bytes was announced, {MAX_PAYLOAD} is the limit")]
+    TooLong(usize),
+    /// The payload is not a message of the expected type.
+    #[error("the frame is no message of this protocol")]
+    Malformed(#[source] postcard::Error),
+}
+
+/// Encodes one message as a whole frame.
+///
+/// # Errors
+/// [`FrameError::TooLong`] for a payload over [`MAX_PAYLOAD`].
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
+    let mut out = postcard::to_extend(message, vec![0u8; 4]).map_err(FrameError::Malformed)?;
+    let length = out.len() - 4;
+    match u32::try_from(length) {
+        Ok(prefix) if length <= MAX_PAYLOAD => {
+            out[..4].copy_from_slice(&prefix.to_le_bytes());
+            Ok(out)
+        }
+        _ => Err(FrameError::TooLong(length)),
+    }
+}
+
+/// Decodes the payload of a frame (without its length).
+///
+/// # Errors
+/// [`FrameError::Malformed`] when it is no `T`.
+pub fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, FrameError> {
+    postcard::from_bytes(payload).map_err(FrameError::Malformed)
+}
+
+/// The length that a frame's first four bytes announce.
+///
+/// # Errors
+/// [`FrameError::TooLong`] for one over [`MAX_PAYLOAD`].
+pub fn payload_length(prefix: [u8; 4]) -> Result<usize, FrameError> {
+    let length = u32::from_le_bytes(prefix) as usize;
+    if length > MAX_PAYLOAD {
+        return Err(FrameError::TooLong(length));
+    }
+    Ok(length)
+}
+
+/// Collects bytes as they arrive and gives out whole frames.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    buffer: Vec<u8>,
+    start: usize,
+}
+
+impl Decoder {
+    /// Adds bytes that arrived.
+    pub fn push(&mut self, bytes: &[u8]) {
+        if self.start > 0 && self.start == self.buffer.len() {
+            self.buffer.clear();
+            self.start = 0;
+        }
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// The next whole message, or `None` until more bytes arrive.
+    ///
+    /// # Errors
+    /// [`FrameError`] when the stream cannot be continued.
+    pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
+        let pending = &self.buffer[self.start..];
+        let Some(prefix) = pending.first_chunk::<4>() else {
+            return Ok(None);
+        };
+        let length = payload_length(*prefix)?;
+        let Some(payload) = pending.get(4..4 + length) else {
+            return Ok(None);
+        };
+        let message = decode(payload)?;
+        self.start += 4 + length;
+        if self.start > CHUNK {
+            self.buffer.drain(..self.start);
+            self.start = 0;
+        }
+        Ok(Some(message))
+    }
+}
+
+/// Serialises a `Vec<u8>` as one byte string; serde's default would visit every byte.
+pub(crate) mod bytes {
+    use serde::de::{Deserializer, Error, Visitor};
+    use serde::ser::Serializer;
+
+    pub(crate) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(bytes)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<u8>, D::Error> {
+        struct Bytes;
+        impl Visitor<'_> for Bytes {
+            type Value = Vec<u8>;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a byte string")
+            }
+            fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
+                Ok(bytes.to_vec())
+            }
+            fn visit_byte_buf<E: Error>(self, bytes: Vec<u8>) -> Result<Vec<u8>, E> {
+                Ok(bytes)
+            }
+        }
+        deserializer.deserialize_bytes(Bytes)
+    }
+}

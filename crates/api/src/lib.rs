@@ -1,0 +1,2 @@
+//! The wire types of the public API.
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! The instavmd binary.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The system calls that the other rooms need, safe from outside.

@@ -1,0 +1,2 @@
+//! What connects a VM: links, firewall, DNS.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! What makes a VM: drivers, images, disks, cgroups.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! The database: connection, migrations, the transaction helper.
+#![forbid(unsafe_code)]
