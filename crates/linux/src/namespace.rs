@@ -1,0 +1,80 @@
+//! Namespaces and the processes that live in them.
+
+use crate::check;
+use rustix::process::Pid;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// The namespaces that a VM gets when its first process is made. Its mount namespace comes later, when its mounts
+/// stand, so that they are locked: its root cannot undo them.
+pub const VM_NAMESPACES: libc::c_int = libc::CLONE_NEWUSER
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWCGROUP;
+
+/// Which side of a fork this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fork {
+    /// The new process.
+    Child,
+    /// The old one.
+    Parent(Pid),
+}
+
+/// Forks into new namespaces (`CLONE_NEW…` flags; 0 for a plain fork).
+///
+/// # Errors
+/// The system's: `EPERM` without the right, `ENOSPC` or `EUSERS` at a limit, `EAGAIN` without room for a process.
+///
+/// # Safety
+/// The process must have one thread only: in the child of a process with several, locks may be held for ever.
+pub unsafe fn fork_into(namespaces: libc::c_int) -> io::Result<Fork> {
+    // SAFETY: an all-zero clone_args is valid: no stack, no descriptors, fork semantics.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = u64::try_from(namespaces).map_err(io::Error::other)?;
+    arguments.exit_signal = libc::SIGCHLD as u64;
+    // SAFETY: the structure lives through the call and its size is passed; without CLONE_VM this is a fork, sound under
+    // this function's own condition.
+    let result = unsafe {
+        libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>())
+    };
+    let pid = check(result)?;
+    Ok(match i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        None => Fork::Child,
+        Some(pid) => Fork::Parent(pid),
+    })
+}
+
+/// Moves this process into the namespace that `fd` stands for (or, with a pidfd, the namespaces of `kinds` of that
+/// process). For pid namespaces only later children are concerned.
+///
+/// # Errors
+/// The system's.
+pub fn enter(fd: BorrowedFd<'_>, kinds: libc::c_int) -> io::Result<()> {
+    // SAFETY: plain integers.
+    let result = unsafe { libc::setns(fd.as_raw_fd(), kinds) };
+    check(result.into()).map(drop)
+}
+
+/// Leaves the namespaces of `kinds` for new ones.
+///
+/// # Errors
+/// The system's.
+pub fn leave(kinds: libc::c_int) -> io::Result<()> {
+    // SAFETY: plain integers.
+    let result = unsafe { libc::unshare(kinds) };
+    check(result.into()).map(drop)
+}
+
+/// Maps the ids 0 to 65535 of the user namespace of `pid` to the 65,536 ids from `base`, users and groups alike.
+///
+/// # Errors
+/// The system's.
+pub fn map_user_namespace(pid: Pid, base: u32) -> io::Result<()> {
+    let line = format!("0 {base} 65536");
+    let pid = pid.as_raw_nonzero();
+    std::fs::write(format!("/proc/{pid}/uid_map"), &line)?;
+    std::fs::write(format!("/proc/{pid}/gid_map"), &line)
+}
