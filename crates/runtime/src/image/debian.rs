@@ -1,0 +1,149 @@
+//! Images from Debian's packages, by mmdebstrap.
+
+use super::archive::{self, Written};
+use super::{ImageError, debian_sources, process};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+/// The release: its Python and Node.js are the versions that are promised.
+pub(super) const RELEASE: &str = "bookworm";
+
+const PROGRAM: &str = "mmdebstrap";
+const FIX: &str =
+    "install it with `apt-get install -y mmdebstrap debian-archive-keyring util-linux`";
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What is installed besides the packages that every Debian has.
+const PACKAGES: &[&str] = &[
+    "ca-certificates",
+    "curl",
+    "file",
+    "fuse3",
+    "git",
+    "iproute2",
+    "iputils-ping",
+    "less",
+    "libnss-myhostname",
+    "nano",
+    "netbase",
+    "nodejs",
+    "npm",
+    "openssh-client",
+    "procps",
+    "python-is-python3",
+    "python3",
+    "python3-pip",
+    "python3-venv",
+    "sudo",
+    "tzdata",
+    "unzip",
+    "vim-tiny",
+    "wget",
+    "xz-utils",
+    "zip",
+    "zstd",
+];
+
+/// What no package may bring: documentation, translations, and the marker that makes pip refuse to install.
+const EXCLUDED: &[&str] = &[
+    "/usr/share/doc/*",
+    "/usr/share/man/*",
+    "/usr/share/info/*",
+    "/usr/share/locale/*",
+    "/usr/share/lintian/*",
+    "/usr/lib/python3*/EXTERNALLY-MANAGED",
+];
+
+/// Settings of apt for the build alone; the image does not keep them.
+const APT_OPTIONS: &[&str] = &[
+    r#"Acquire::Check-Valid-Until "false""#,
+    r#"Acquire::Retries "2""#,
+    r#"Acquire::http::Timeout "30""#,
+    r#"Acquire::https::Timeout "30""#,
+];
+
+/// Builds the tar file `content`, working in `directory`.
+pub(super) fn build(
+    directory: &Path,
+    content: &Path,
+    progress: &dyn Fn(&str),
+) -> Result<Written, ImageError> {
+    progress(
+        "building an image from Debian's packages; this takes one to three minutes, once per host",
+    );
+    let script = super::host::write_finish_script(directory)?;
+    let Some(sources) = debian_sources::of_host(Path::new("/"), RELEASE) else {
+        return bootstrap(directory, &script, None, content, progress);
+    };
+    let list = directory.join("debian.list");
+    std::fs::write(&list, sources).map_err(ImageError::io("write", &list))?;
+    match bootstrap(directory, &script, Some(&list), content, progress) {
+        Err(error @ ImageError::ProgramFailed { .. }) => {
+            progress(&format!(
+                "this host's own package sources did not do ({error}); trying the standard ones"
+            ));
+            std::fs::remove_file(content).map_err(ImageError::io("remove", content))?;
+            bootstrap(directory, &script, None, content, progress)
+        }
+        result => result,
+    }
+}
+
+fn bootstrap(
+    directory: &Path,
+    script: &Path,
+    sources: Option<&Path>,
+    content: &Path,
+    progress: &dyn Fn(&str),
+) -> Result<Written, ImageError> {
+    // apt downloads as a user of its own, who has to get through to here.
+    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755))
+        .map_err(ImageError::io("set the mode of", directory))?;
+    let mut command = process::tied_command(PROGRAM);
+    command
+        .env("TMPDIR", directory)
+        .env("LC_ALL", "C")
+        .env("PATH", PATH)
+        .args([
+            "--mode=root",
+            "--variant=apt",
+            "--format=tar",
+            "--skip=output/dev",
+        ])
+        .arg(format!("--include={}", PACKAGES.join(",")))
+        .args(
+            EXCLUDED
+                .iter()
+                .map(|path| format!("--dpkgopt=path-exclude={path}")),
+        )
+        .args(
+            APT_OPTIONS
+                .iter()
+                .map(|option| format!("--aptopt={option}")),
+        )
+        .args(
+            debian_sources::proxy_options()
+                .iter()
+                .map(|option| format!("--aptopt={option}")),
+        );
+    if Path::new(KEYRING).exists() {
+        command.arg(format!("--keyring={KEYRING}"));
+    }
+    let mut hook = std::ffi::OsString::from("--customize-hook=");
+    hook.push(script);
+    command.arg(hook).args([RELEASE, "-"]);
+    if let Some(list) = sources {
+        command.arg(list);
+    }
+    let mut on_line = |line: &str| {
+        if let Some(step) = line.strip_prefix("I: ")
+            && let Some(step) = step.strip_suffix("...")
+        {
+            progress(step);
+        }
+    };
+    process::run_producer(PROGRAM, FIX, command, &[0], &mut on_line, |stdout| {
+        archive::write_file(stdout, content)
+    })
+}
