@@ -1,9 +1,9 @@
 //! Images from Debian's packages, by mmdebstrap.
 
-use super::archive::{self, Written};
-use super::{ImageError, debian_sources, process};
+use super::archive::Written;
+use super::{ImageError, debian_sources, pack, process};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The release: its Python and Node.js are the versions that are promised.
 pub(super) const RELEASE: &str = "bookworm";
@@ -72,45 +72,46 @@ pub(super) fn build(
     progress(
         "building an image from Debian's packages; this takes one to three minutes, once per host",
     );
-    let script = super::host::write_finish_script(directory)?;
-    let Some(sources) = debian_sources::of_host(Path::new("/"), RELEASE) else {
-        return bootstrap(directory, &script, None, content, progress);
-    };
-    let list = directory.join("debian.list");
-    std::fs::write(&list, sources).map_err(ImageError::io("write", &list))?;
-    match bootstrap(directory, &script, Some(&list), content, progress) {
-        Err(error @ ImageError::ProgramFailed { .. }) => {
-            progress(&format!(
-                "this host's own package sources did not do ({error}); trying the standard ones"
-            ));
-            std::fs::remove_file(content).map_err(ImageError::io("remove", content))?;
-            bootstrap(directory, &script, None, content, progress)
-        }
-        result => result,
-    }
-}
-
-fn bootstrap(
-    directory: &Path,
-    script: &Path,
-    sources: Option<&Path>,
-    content: &Path,
-    progress: &dyn Fn(&str),
-) -> Result<Written, ImageError> {
     // apt downloads as a user of its own, who has to get through to here.
     std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755))
         .map_err(ImageError::io("set the mode of", directory))?;
+    let root = install_from_best(directory, progress)?;
+    pack::finish(&root)?;
+    progress("writing the image");
+    pack::write(&root, None, content)
+}
+
+/// Installs from the host's own sources, and from the standard ones where that fails. Returns the directory.
+fn install_from_best(directory: &Path, progress: &dyn Fn(&str)) -> Result<PathBuf, ImageError> {
+    if let Some(sources) = debian_sources::of_host(Path::new("/"), RELEASE) {
+        let list = directory.join("debian.list");
+        std::fs::write(&list, sources).map_err(ImageError::io("write", &list))?;
+        let root = directory.join("root");
+        match install(directory, Some(&list), &root, progress) {
+            Ok(()) => return Ok(root),
+            Err(error @ ImageError::ProgramFailed { .. }) => progress(&format!(
+                "this host's own package sources did not do ({error}); trying the standard ones"
+            )),
+            Err(error) => return Err(error),
+        }
+    }
+    let root = directory.join("root-standard");
+    install(directory, None, &root, progress)?;
+    Ok(root)
+}
+
+fn install(
+    directory: &Path,
+    sources: Option<&Path>,
+    root: &Path,
+    progress: &dyn Fn(&str),
+) -> Result<(), ImageError> {
     let mut command = process::tied_command(PROGRAM);
     command
         .env("TMPDIR", directory)
         .env("LC_ALL", "C")
         .env("PATH", PATH)
-        .args([
-            "--mode=root",
-            "--variant=apt",
-            "--format=tar",
-            "--skip=output/dev",
-        ])
+        .args(["--mode=root", "--variant=apt", "--format=directory"])
         .arg(format!("--include={}", PACKAGES.join(",")))
         .args(
             EXCLUDED
@@ -130,20 +131,22 @@ fn bootstrap(
     if Path::new(KEYRING).exists() {
         command.arg(format!("--keyring={KEYRING}"));
     }
-    let mut hook = std::ffi::OsString::from("--customize-hook=");
-    hook.push(script);
-    command.arg(hook).args([RELEASE, "-"]);
+    command.arg(RELEASE).arg(root);
     if let Some(list) = sources {
         command.arg(list);
     }
     let mut on_line = |line: &str| {
-        if let Some(step) = line.strip_prefix("I: ")
-            && let Some(step) = step.strip_suffix("...")
-        {
+        let step = line
+            .strip_prefix("I: ")
+            .and_then(|step| step.strip_suffix("..."));
+        if let Some(step) = step.filter(|step| !step.contains('/')) {
             progress(step);
         }
     };
-    process::run_producer(PROGRAM, FIX, command, &[0], &mut on_line, |stdout| {
-        archive::write_file(stdout, content)
+    process::run_producer(PROGRAM, FIX, command, &[0], &mut on_line, |mut stdout| {
+        // Nothing of use comes here, but a closed pipe would end what writes to it.
+        std::io::copy(&mut stdout, &mut std::io::sink())
+            .map_err(ImageError::io("read the output of mmdebstrap for", root))?;
+        Ok(())
     })
 }

@@ -57,6 +57,7 @@ for list in "$root"/etc/apt/sources.list.d/0000*.list; do
         mv "$list" "$root/etc/apt/sources.list"
     fi
 done
+find "$root/var/cache/apt" "$root/var/lib/apt/lists" -type f -delete
 find "$root/var/log" -type f -exec truncate -s 0 {} +
 for directory in tmp var/tmp var/cache/debconf; do
     mkdir -p "$root/$directory"

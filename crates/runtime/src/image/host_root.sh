@@ -40,7 +40,7 @@ done
 ln -sf /usr/share/zoneinfo/Etc/UTC etc/localtime
 echo Etc/UTC > etc/timezone
 : > etc/fstab
-printf 'passwd: files\ngroup: files\nshadow: files\ngshadow: files\nhosts: files dns\nnetworks: files\nprotocols: files\nservices: files\nethers: files\nrpc: files\n' > etc/nsswitch.conf
+printf 'passwd: files\ngroup: files\nshadow: files\ngshadow: files\nhosts: files myhostname dns\nnetworks: files\nprotocols: files\nservices: files\nethers: files\nrpc: files\n' > etc/nsswitch.conf
 
 # Accounts of the system, without passwords; root without one too.
 awk -F: '($3 < 1000 || $3 == 65534) && NF == 7' /etc/passwd > etc/passwd
