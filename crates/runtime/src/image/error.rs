@@ -30,7 +30,7 @@ pub enum ImageError {
     TargetNotEmpty(PathBuf),
     /// The image on disk is not what was built.
     #[error(
-        "the image {name} is damaged ({reason}); remove it with `instavmd image rm {name}` and it is built again"
+        "the image {name} is damaged ({reason}); build it again with `instavmd image build --name {name}`"
     )]
     Damaged {
         /// The image's name.
@@ -65,9 +65,9 @@ pub enum ImageError {
     /// The operation works for root only.
     #[error("building or unpacking an image keeps its owners and so needs root")]
     NotRoot,
-    /// No source could give the default image.
+    /// No source could give the image.
     #[error(
-        "the default image could not be built: from {}: {debian}; from {}: {host}",
+        "the image could not be built: from {}: {debian}; from {}: {host}",
         Source::Debian,
         Source::Host
     )]

@@ -94,20 +94,36 @@ impl ImageStore {
         })
     }
 
-    /// The default image, built when it is missing: from Debian's packages where they can be had, else from this host.
-    /// Processes that ask at once build it once.
+    /// [`ImageStore::ensure`] for [`DEFAULT_IMAGE`] from the best source.
     ///
     /// # Errors
     /// [`ImageError::NoSource`] when neither source gives one.
     pub fn ensure_default(&self, progress: &dyn Fn(&str)) -> Result<Image, ImageError> {
-        if let Some(image) = self.usable_default(progress)? {
+        self.ensure(DEFAULT_IMAGE, None, progress)
+    }
+
+    /// The image of this name, built when it is missing or damaged: from `source`, or without one from Debian's
+    /// packages where they can be had, else from this host. Processes that ask at once build it once.
+    ///
+    /// # Errors
+    /// [`ImageError`] naming the step that failed; [`ImageError::NoSource`] when neither source gives one.
+    pub fn ensure(
+        &self,
+        name: &str,
+        source: Option<Source>,
+        progress: &dyn Fn(&str),
+    ) -> Result<Image, ImageError> {
+        if let Some(image) = self.usable(name, progress)? {
             return Ok(image);
         }
-        let _lock = self.lock_name(DEFAULT_IMAGE, progress)?;
-        if let Some(image) = self.usable_default(progress)? {
+        let _lock = self.lock_name(name, progress)?;
+        if let Some(image) = self.usable(name, progress)? {
             return Ok(image);
         }
-        let debian = match self.build_locked(Source::Debian, DEFAULT_IMAGE, progress) {
+        if let Some(source) = source {
+            return self.build_locked(source, name, progress);
+        }
+        let debian = match self.build_locked(Source::Debian, name, progress) {
             Ok(image) => return Ok(image),
             Err(error) => error,
         };
@@ -115,7 +131,7 @@ impl ImageStore {
             "no image from Debian's packages: {debian}{}; copying this host's /usr instead",
             cause(&debian)
         ));
-        self.build_locked(Source::Host, DEFAULT_IMAGE, progress)
+        self.build_locked(Source::Host, name, progress)
             .map_err(|host| ImageError::NoSource {
                 debian: Box::new(debian),
                 host: Box::new(host),
@@ -201,9 +217,9 @@ impl ImageStore {
         archive::unpack(image, target_dir)
     }
 
-    /// The default image; one that is damaged counts as missing, after saying so.
-    fn usable_default(&self, progress: &dyn Fn(&str)) -> Result<Option<Image>, ImageError> {
-        match self.get(DEFAULT_IMAGE) {
+    /// The image of this name; one that is damaged counts as missing, after saying so.
+    fn usable(&self, name: &str, progress: &dyn Fn(&str)) -> Result<Option<Image>, ImageError> {
+        match self.get(name) {
             Ok(image) => Ok(Some(image)),
             Err(ImageError::NotFound(_)) => Ok(None),
             Err(error @ ImageError::Damaged { .. }) => {

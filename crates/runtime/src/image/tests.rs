@@ -146,7 +146,9 @@ fn damage_is_noticed() {
     std::fs::write(&image.path, &content[..content.len() / 2]).unwrap();
     let error = store.get("small").unwrap_err();
     assert!(
-        error.to_string().contains("instavmd image rm small"),
+        error
+            .to_string()
+            .contains("instavmd image build --name small"),
         "{error}"
     );
 }
