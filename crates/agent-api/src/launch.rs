@@ -30,6 +30,15 @@ pub struct Launch {
     pub shm_bytes: u64,
 }
 
+impl std::fmt::Debug for Launch {
+    /// Without the token.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Launch")
+            .field("root", &self.root)
+            .finish_non_exhaustive()
+    }
+}
+
 /// A VM's network as seen from inside.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {

@@ -171,6 +171,15 @@ pub enum Event {
     },
 }
 
+impl std::fmt::Debug for Hello {
+    /// Without the token.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hello")
+            .field("generation", &self.generation)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Event {
     /// Does the operation end with this event?
     pub fn is_last(&self) -> bool {

@@ -1,2 +1,40 @@
-//! One node: VM actors and their records behind the trait Node.
+//! One node: VM actors and their records behind the trait [`Node`].
+//!
+//! | module | what |
+//! |---|---|
+//! | `instance` | the data directory's share of the host's names, ids and addresses |
+//! | `machine` | making a machine step by step, undoing it whole |
+//! | `record` | the small file that outlives the daemon |
+//! | `pool` | machines that are ready before anybody asks |
+//! | `vm` | the task that owns a VM's life |
+//! | `execution`, `file` | what a VM is asked to do |
+//! | `reconcile` | after a start, on `check`, on `destroy` |
 #![forbid(unsafe_code)]
+
+mod config;
+mod execution;
+mod file;
+mod image;
+mod instance;
+mod machine;
+mod node;
+mod pool;
+mod reconcile;
+mod record;
+mod vm;
+
+pub use config::NodeConfig;
+pub use instance::{Instance, InstanceError};
+pub use machine::MachineError;
+pub use node::{LocalNode, OpenError};
+pub use reconcile::{OfflineCheck, check_offline, destroy};
+
+use instavm_runtime::Probe;
+use instavm_runtime::driver::Driver;
+
+/// What of a node works on this host, for people. Needs no data directory.
+pub async fn probe(driver: &dyn Driver) -> Vec<Probe> {
+    let mut probes = driver.probe().await;
+    probes.extend(instavm_runtime::disk::probe());
+    probes
+}

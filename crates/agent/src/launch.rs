@@ -1,0 +1,74 @@
+//! *Launch* mode: from a process of the host to PID 1 of a VM.
+//!
+//! The launcher is started by the node with a [`Launch`] on standard input and tells its [`Progress`] on standard
+//! output. It has one thread. The order matters:
+//!
+//! 1. join the VM's cgroups, so that everything after counts as the VM's; bind the agent's socket on the host;
+//! 2. take a private mount namespace, still with the host's rights;
+//! 3. fork PID 1 into the VM's user, pid, network, uts, ipc and cgroup namespaces; map its ids;
+//! 4. mount the VM's tree (root disk mapped to its ids, `/proc`, `/dev`, `/sys`, masks);
+//! 5. let the node give the VM its link;
+//! 6. PID 1 takes a mount namespace of its own. Everything mounted so far came from a more privileged namespace, so the
+//!    kernel locks it: the VM's root cannot unmount a mask or turn a read-only mount writable. Then it pivots,
+//!    configures its network, installs the system call filter and goes on as the agent.
+//!
+//! PID 1 is never started by `exec`, and is marked undumpable: the kernel then lets nobody without rights in the *host's*
+//! user namespace trace it or read its memory, root of the VM included.
+
+mod guest;
+mod host;
+mod mounts;
+mod seccomp;
+
+use instavm_agent_api::frame;
+use instavm_agent_api::launch::Progress;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::io::{self, Read, Write};
+use std::process::ExitCode;
+
+/// Why a VM could not be launched: the step, and the system's error.
+#[derive(Debug)]
+pub(crate) struct LaunchError {
+    step: String,
+    source: io::Error,
+}
+
+impl LaunchError {
+    /// An adapter for `map_err`.
+    pub(crate) fn at(step: impl Into<String>) -> impl FnOnce(io::Error) -> LaunchError {
+        let step = step.into();
+        move |source| LaunchError { step, source }
+    }
+}
+
+impl std::fmt::Display for LaunchError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.step, self.source)
+    }
+}
+
+/// Runs launch mode. In the launcher it returns when the VM's agent listens, or the launch failed; in PID 1 it does not.
+pub fn main() -> ExitCode {
+    match host::launch() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The node is the only reader; without it there is nobody to tell.
+            let _ = send(&mut io::stdout(), &Progress::Failed { message: error.to_string() });
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn send<T: Serialize>(to: &mut impl Write, message: &T) -> io::Result<()> {
+    to.write_all(&frame::encode(message).map_err(io::Error::other)?)?;
+    to.flush()
+}
+
+fn receive<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<T> {
+    let mut prefix = [0; 4];
+    from.read_exact(&mut prefix)?;
+    let mut payload = vec![0; frame::payload_length(prefix).map_err(io::Error::other)?];
+    from.read_exact(&mut payload)?;
+    frame::decode(&payload).map_err(io::Error::other)
+}

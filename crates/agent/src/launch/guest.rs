@@ -1,0 +1,98 @@
+//! PID 1's side: everything that happens with the VM's own rights.
+
+use super::{LaunchError, mounts, seccomp};
+use instavm_agent_api::launch::{Launch, Network};
+use instavm_linux::{mount, namespace, network, process};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+/// What the launcher hears when the agent is about to serve.
+pub(super) const READY: &str = "ready";
+
+/// Waits until the launcher has built the tree and the node has given the link, then becomes the agent.
+pub(super) fn run(launch: Launch, listener: OwnedFd, mut go: File, mut done: File) -> ! {
+    let mut byte = [0];
+    if go.read_exact(&mut byte).is_err() {
+        // The launcher died or gave up: it has said why.
+        exit();
+    }
+    drop(go);
+    if let Err(error) = enter(&launch) {
+        let _ = done.write_all(error.to_string().as_bytes());
+        exit();
+    }
+    if done.write_all(READY.as_bytes()).is_err() {
+        exit();
+    }
+    drop(done);
+    crate::serve::serve(listener, crate::serve::ServeConfig { token: launch.token })
+}
+
+fn exit() -> ! {
+    // SAFETY: ends this process; the launcher's copy of everything stays untouched.
+    unsafe { libc::_exit(1) }
+}
+
+fn enter(launch: &Launch) -> Result<(), LaunchError> {
+    process::become_root().map_err(LaunchError::at("become root"))?;
+    namespace::leave(libc::CLONE_NEWNS).map_err(LaunchError::at("new mount namespace"))?;
+    let stage = Path::new(mounts::STAGE);
+    // A mount that came along is locked and cannot be the new root; a bind of the whole tree can.
+    mount::bind(stage, stage, true).map_err(LaunchError::at("bind the tree"))?;
+    mount::pivot(stage).map_err(LaunchError::at("pivot"))?;
+    quiet_standard_streams().map_err(LaunchError::at("open /dev/null"))?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    rustix::system::sethostname(launch.hostname.as_bytes())
+        .map_err(io::Error::from)
+        .map_err(LaunchError::at("set the host name"))?;
+    name_files(launch).map_err(LaunchError::at("write /etc/hosts"))?;
+    connect(launch.network.as_ref())?;
+    process::limit_open_files(launch.open_files).map_err(LaunchError::at("limit open files"))?;
+    process::set_undumpable().map_err(LaunchError::at("become undumpable"))?;
+    seccomp::install().map_err(LaunchError::at("install the system call filter"))
+}
+
+/// Descriptors 0 to 2 were the node's: put the VM's own `/dev/null` there.
+fn quiet_standard_streams() -> io::Result<()> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    Ok(())
+}
+
+/// The root disk may come from a user's snapshot: a name there may be a link, to anywhere in the VM. So the
+/// old entry is removed and the new file made by its own name.
+fn name_files(launch: &Launch) -> io::Result<()> {
+    let hostname = &launch.hostname;
+    let hosts = format!("127.0.0.1\tlocalhost\n127.0.1.1\t{hostname}\n::1\tlocalhost\n");
+    replace(Path::new("/etc/hostname"), &format!("{hostname}\n"))?;
+    replace(Path::new("/etc/hosts"), &hosts)?;
+    if let Some(network) = &launch.network {
+        replace(Path::new("/etc/resolv.conf"), &format!("nameserver {}\n", network.resolver))?;
+    }
+    Ok(())
+}
+
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    std::fs::write(path, text)
+}
+
+fn connect(wanted: Option<&Network>) -> Result<(), LaunchError> {
+    let socket = network::control_socket().map_err(LaunchError::at("open a socket"))?;
+    network::set_up(&socket, "lo").map_err(LaunchError::at("bring lo up"))?;
+    let Some(wanted) = wanted else { return Ok(()) };
+    for address in &wanted.addresses {
+        network::set_address(&socket, "eth0", address.address, address.prefix)
+            .map_err(LaunchError::at("give eth0 its address"))?;
+    }
+    network::set_up(&socket, "eth0").map_err(LaunchError::at("bring eth0 up"))?;
+    network::add_default_route(&socket, wanted.gateway)
+        .map_err(LaunchError::at("add the default route"))
+}

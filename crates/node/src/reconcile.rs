@@ -1,0 +1,224 @@
+//! Records, disks and the kernel's objects, brought together after a start and compared on demand.
+
+use crate::instance::Instance;
+use crate::machine::{Assembled, MachineError, Workshop, chain};
+use crate::record::{Phase, Record};
+use instavm_runtime::cgroup::Cgroups;
+use instavm_runtime::disk::DiskPool;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// What a start found alive.
+#[derive(Debug, Default)]
+pub(crate) struct Adopted {
+    pub(crate) active: Vec<Assembled>,
+    pub(crate) pooled: Vec<Assembled>,
+}
+
+/// Adopts the machines that live and are whole, and removes everything else that carries the instance's name.
+pub(crate) async fn adopt(workshop: &Workshop) -> Result<Adopted, MachineError> {
+    let mut adopted = Adopted::default();
+    for machine in Workshop::folders(&workshop.config.data_dir) {
+        let record = Record::read(&workshop.folder(&machine)).filter(|r| r.machine == machine);
+        let index = record.as_ref().map(|record| record.index);
+        match adopt_one(workshop, record).await {
+            Some(machine) if matches!(machine.record.phase, Phase::Pooled) => {
+                adopted.pooled.push(machine);
+            }
+            Some(machine) => adopted.active.push(machine),
+            None => {
+                tracing::info!(machine, "removing a machine that is not whole");
+                workshop.dismantle(&machine, index).await?;
+            }
+        }
+    }
+    remove_strays(workshop, &adopted).await?;
+    Ok(adopted)
+}
+
+async fn adopt_one(workshop: &Workshop, record: Option<Record>) -> Option<Assembled> {
+    let record = record?;
+    match record.phase {
+        Phase::Assembling | Phase::Ending => None,
+        Phase::Pooled | Phase::Active(_) => workshop.adopt(record).await,
+    }
+}
+
+/// What has the instance's name but no machine.
+async fn remove_strays(workshop: &Workshop, adopted: &Adopted) -> Result<(), MachineError> {
+    let all = || adopted.active.iter().chain(&adopted.pooled);
+    let names: BTreeSet<&str> = all()
+        .map(|machine| machine.record.machine.as_str())
+        .collect();
+    let indexes: BTreeSet<u16> = all().map(|machine| machine.record.index).collect();
+    for name in workshop.cgroups.names() {
+        if !names.contains(name.as_str()) {
+            workshop.cgroups.group(&name).remove().await?;
+        }
+    }
+    for index in workshop.network.links().await? {
+        if !indexes.contains(&index) {
+            workshop.network.detach(index);
+        }
+    }
+    for disk in workshop.disks.names()? {
+        if !names.contains(disk.as_str()) {
+            workshop.disks.delete(&disk)?;
+        }
+    }
+    Ok(())
+}
+
+/// Everything that carries the instance's name, as it is now.
+#[derive(Debug, Default)]
+pub(crate) struct Inventory {
+    /// Machines that have a folder with a record.
+    recorded: Vec<Record>,
+    /// Folders without one.
+    blank: Vec<String>,
+    cgroups: Vec<String>,
+    disks: Vec<String>,
+    links: Vec<u16>,
+}
+
+impl Inventory {
+    pub(crate) fn take(
+        data_dir: &Path,
+        cgroups: Option<&Cgroups>,
+        disks: Vec<String>,
+        links: Vec<u16>,
+    ) -> Self {
+        let cgroups = cgroups.map(Cgroups::names).unwrap_or_default();
+        let mut inventory = Self {
+            cgroups,
+            disks,
+            links,
+            ..Self::default()
+        };
+        for name in Workshop::folders(data_dir) {
+            match Record::read(&Workshop::folder_of_all(data_dir).join(&name)) {
+                Some(record) => inventory.recorded.push(record),
+                None => inventory.blank.push(name),
+            }
+        }
+        inventory
+    }
+
+    /// One line for each thing that does not fit. Machines that are being made or ended are under a recorded intent:
+    /// what they have or lack is no mismatch.
+    pub(crate) fn mismatches(&self) -> Vec<String> {
+        let has = |list: &[String], name: &str| list.iter().any(|n| n == name);
+        let known = |name: &str| self.recorded.iter().any(|record| record.machine == name);
+        let mut lines: Vec<String> = Vec::new();
+        lines.extend(
+            self.blank
+                .iter()
+                .map(|name| format!("machine {name}: a folder without a record")),
+        );
+        for name in self.cgroups.iter().filter(|name| !known(name)) {
+            lines.push(format!("cgroup {name}: no machine has it"));
+        }
+        for name in self.disks.iter().filter(|name| !known(name)) {
+            lines.push(format!("disk {name}: no machine has it"));
+        }
+        for index in &self.links {
+            if !self.recorded.iter().any(|record| record.index == *index) {
+                lines.push(format!("link {index}: no machine has it"));
+            }
+        }
+        let settled = |r: &&Record| matches!(r.phase, Phase::Pooled | Phase::Active(_));
+        for record in self.recorded.iter().filter(settled) {
+            let name = &record.machine;
+            if !lives(record) {
+                lines.push(format!("machine {name}: its first process is gone"));
+            }
+            if !has(&self.cgroups, name) {
+                lines.push(format!("machine {name}: its cgroup is missing"));
+            }
+            if !has(&self.disks, name) {
+                lines.push(format!("machine {name}: its disk is missing"));
+            }
+            if !self.links.contains(&record.index) {
+                lines.push(format!("machine {name}: its link is missing"));
+            }
+        }
+        lines
+    }
+
+    /// The ids of the VMs that users have.
+    pub(crate) fn vms(&self) -> Vec<instavm_node_api::VmId> {
+        let id = |record: &Record| match &record.phase {
+            Phase::Active(active) => Some(active.spec.id.clone()),
+            _ => None,
+        };
+        self.recorded.iter().filter_map(id).collect()
+    }
+}
+
+fn lives(record: &Record) -> bool {
+    let Some(process) = &record.process else {
+        return false;
+    };
+    instavm_linux::process::stat(process.pid)
+        .is_some_and(|stat| stat.start_ticks == process.start_ticks && stat.state != 'Z')
+}
+
+/// What [`check_offline`] found.
+#[derive(Debug)]
+pub struct OfflineCheck {
+    /// One line for each mismatch.
+    pub mismatches: Vec<String>,
+    /// The VMs that users have, to be compared with the rows.
+    pub vms: Vec<instavm_node_api::VmId>,
+}
+
+/// Compares the records, disks and kernel objects of a data directory while no daemon runs.
+///
+/// # Errors
+/// [`MachineError`] when something cannot be looked at.
+pub async fn check_offline(data_dir: &Path) -> Result<OfflineCheck, MachineError> {
+    let Some(instance) = Instance::find(data_dir) else {
+        // No slot on this boot: there can be no kernel objects, and the next start removes what the last boot left.
+        return Ok(OfflineCheck {
+            mismatches: Vec::new(),
+            vms: Vec::new(),
+        });
+    };
+    let disks = DiskPool::disk_names(data_dir)?;
+    let links = match instance.network_slot() {
+        Some(slot) => instavm_network::state(slot).await?.links,
+        None => Vec::new(),
+    };
+    let cgroups = Cgroups::find(&instance.name());
+    let inventory = Inventory::take(data_dir, cgroups.as_ref(), disks, links);
+    Ok(OfflineCheck {
+        mismatches: inventory.mismatches(),
+        vms: inventory.vms(),
+    })
+}
+
+/// Ends every VM of a data directory and removes every kernel object and file of the node in it. May be repeated; works
+/// after a daemon that died anywhere. No daemon may run on it.
+///
+/// # Errors
+/// [`MachineError`] with what could not be removed.
+pub async fn destroy(data_dir: &Path) -> Result<(), MachineError> {
+    if let Some(instance) = Instance::find(data_dir) {
+        if let Some(cgroups) = Cgroups::find(&instance.name()) {
+            for name in cgroups.names() {
+                cgroups.group(&name).remove().await?;
+            }
+            cgroups.remove_instance()?;
+        }
+        if let Some(slot) = instance.network_slot() {
+            instavm_network::destroy(slot).await?;
+        }
+        DiskPool::destroy(data_dir)?;
+        if let Err(error) = instance.release() {
+            tracing::warn!(error = %chain(&error), "the instance's slot stays claimed");
+        }
+    } else {
+        DiskPool::destroy(data_dir)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,178 @@
+//! One VM that a user has, and the task that owns its life.
+
+mod lifecycle;
+
+use crate::machine::Assembled;
+use crate::record::Active;
+use instavm_agent_api::launch;
+use instavm_node_api::{Ending, IsolationClass, VmId, VmInfo, VmState};
+use instavm_runtime::agent::AgentDoor;
+use instavm_runtime::cgroup::Cgroup;
+use lifecycle::{Happening, Lifecycle};
+use std::net::Ipv4Addr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+/// Shell executions of one VM at once; further ones wait.
+const SHELLS: usize = 64;
+/// The longest sleep before the clock is looked at again: it may be set while we sleep.
+const CLOCK_CHECK: Duration = Duration::from_secs(20);
+
+/// A VM that a user has: what calls need, without asking its task.
+#[derive(Debug)]
+pub(crate) struct Vm {
+    pub(crate) id: VmId,
+    pub(crate) machine: String,
+    pub(crate) index: u16,
+    pub(crate) active: Active,
+    pub(crate) address: Option<Ipv4Addr>,
+    pub(crate) door: AgentDoor,
+    pub(crate) cgroup: Cgroup,
+    /// Cancelled when the VM begins to end.
+    pub(crate) over: CancellationToken,
+    pub(crate) shells: Semaphore,
+    commands: mpsc::Sender<Terminate>,
+}
+
+/// The only command: everything else a VM does is asked of its agent.
+struct Terminate {
+    done: oneshot::Sender<()>,
+}
+
+/// What the VM's task needs of the node when the VM has ended.
+#[async_trait::async_trait]
+pub(crate) trait Undertaker: Send + Sync + 'static {
+    /// Ends everything in the machine. Returns when nothing of it runs any more.
+    async fn end(&self, machine: &Assembled);
+    /// The VM has ended: forget it, tell others, and remove what is left of it behind.
+    async fn bury(&self, id: &VmId, machine: Assembled, ending: Ending);
+}
+
+impl Vm {
+    /// Makes the handle of a VM and the future that owns its life; the caller spawns it.
+    pub(crate) fn new(
+        active: Active,
+        machine: Assembled,
+        network: Option<&launch::Network>,
+    ) -> (Self, VmTask) {
+        let (commands, queue) = mpsc::channel(16);
+        let over = CancellationToken::new();
+        let vm = Self {
+            id: active.spec.id.clone(),
+            machine: machine.record.machine.clone(),
+            index: machine.record.index,
+            address: network.and_then(|n| n.addresses.first()).map(|a| a.address),
+            door: machine.door.clone(),
+            cgroup: machine.cgroup.clone(),
+            over: over.clone(),
+            shells: Semaphore::new(SHELLS),
+            commands,
+            active: active.clone(),
+        };
+        (
+            vm,
+            VmTask {
+                id: active.spec.id.clone(),
+                active,
+                machine,
+                queue,
+                over,
+            },
+        )
+    }
+
+    /// What the node tells about it.
+    pub(crate) fn info(&self, isolation: IsolationClass) -> VmInfo {
+        let spec = &self.active.spec;
+        VmInfo {
+            id: self.id.clone(),
+            state: if self.over.is_cancelled() {
+                VmState::Ending
+            } else {
+                VmState::Active
+            },
+            isolation,
+            memory_mb: spec.memory_mb,
+            vcpu_count: spec.vcpu_count,
+            started_at: time_of(self.active.started_micros),
+            expires_at: time_of(self.active.expires_micros),
+            address: self.address,
+        }
+    }
+
+    /// Ends the VM; returns when nothing of it runs any more.
+    pub(crate) async fn terminate(&self) {
+        let (done, ended) = oneshot::channel();
+        if self.commands.send(Terminate { done }).await.is_ok() {
+            // An error means that its task has ended, and the VM with it.
+            let _ = ended.await;
+        }
+    }
+}
+
+/// The task that owns a VM's life.
+pub(crate) struct VmTask {
+    id: VmId,
+    active: Active,
+    machine: Assembled,
+    queue: mpsc::Receiver<Terminate>,
+    over: CancellationToken,
+}
+
+impl VmTask {
+    /// Runs until the VM has ended.
+    pub(crate) async fn run(mut self, undertaker: std::sync::Arc<dyn Undertaker>) {
+        let mut life = Lifecycle::default();
+        let mut waiting = Vec::new();
+        let ending = loop {
+            let happening = tokio::select! {
+                command = self.queue.recv() => match command {
+                    Some(Terminate { done }) => {
+                        waiting.push(done);
+                        Happening::Terminate
+                    }
+                    // The node has dropped its handle without ending the VM: the daemon is going down.
+                    None => return,
+                },
+                () = self.machine.process.ended() => Happening::ProcessEnded,
+                () = deadline(time_of(self.active.expires_micros)) => Happening::Deadline,
+            };
+            if let Some(ending) = life.note(happening) {
+                break ending;
+            }
+        };
+        self.over.cancel();
+        undertaker.end(&self.machine).await;
+        undertaker.bury(&self.id, self.machine, ending).await;
+        self.queue.close();
+        while let Some(Terminate { done }) = self.queue.recv().await {
+            waiting.push(done);
+        }
+        for done in waiting {
+            // A caller that has gone away needs no answer.
+            let _ = done.send(());
+        }
+    }
+}
+
+/// Returns at `when` by the wall clock.
+async fn deadline(when: SystemTime) {
+    while let Ok(left) = when.duration_since(SystemTime::now()) {
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left.min(CLOCK_CHECK)).await;
+    }
+}
+
+/// Microseconds since the Unix epoch as a time.
+pub(crate) fn time_of(micros: i64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_micros(u64::try_from(micros).unwrap_or(0))
+}
+
+/// A time as microseconds since the Unix epoch.
+pub(crate) fn micros_of(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
