@@ -1,2 +1,22 @@
-//! The wire types of the public API.
+//! The wire types of the public API: requests, responses, the error body. No I/O, no rules.
+//!
+//! Requests ignore keys that they do not know and take `null` for a key that is absent. Times are ISO-8601 in UTC.
 #![forbid(unsafe_code)]
+
+pub mod api_key;
+pub mod error;
+pub mod execution;
+pub mod file;
+pub mod secret;
+pub mod session;
+pub mod ssh_key;
+pub mod user;
+pub mod variable;
+pub mod vm;
+
+pub use error::ErrorBody;
+pub use secret::Secret;
+pub use variable::Variable;
+
+/// A JSON object that its owner fills as they like.
+pub type Metadata = serde_json::Map<String, serde_json::Value>;

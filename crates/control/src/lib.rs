@@ -1,2 +1,45 @@
-//! The domain of the platform: one folder a noun.
+//! The domain of the platform: one folder a noun, each with `routes.rs` (HTTP), `service.rs` (rules), `rows.rs` (SQL).
+//!
+//! What a daemon needs of it:
+//!
+//! ```text
+//! Platform::start(Dependencies { database: Database, node: Arc<dyn Node>, settings: Settings })
+//!                                              -> Result<Platform, StartError>   loads, adopts, re-attaches, follows
+//! platform.router()                            -> axum::Router                   every route, state and layers inside
+//! platform.reload_accounts().await             -> Result<(), StoreError>         accounts and keys anew from the rows
+//! platform.drain(Duration).await               -> bool        background work ended in time; call it when HTTP is quiet
+//! openapi::document()                          -> utoipa::openapi::OpenApi
+//!
+//! user::service, with nothing but a `Database`, also beside a running daemon (which notices within a second):
+//! create_account(&Database, email: &str)       -> Result<NewAccount, AccountError>     { account_id, email, api_key }
+//! list_accounts(&Database)                     -> Result<Vec<Account>, AccountError>
+//! disable_account(&Database, email: &str)      -> Result<(), AccountError>
+//! bootstrap(&Database, key: Option<&str>)      -> Result<Option<NewAccount>, AccountError>
+//!                                                 None when there is an account already
+//! ```
+//!
+//! Platform and Settings are plain values; [`Settings::default`] holds the documented defaults.
 #![forbid(unsafe_code)]
+
+pub mod api_key;
+mod bounds;
+mod clock;
+mod error;
+pub mod execution;
+mod extract;
+pub mod file;
+mod health;
+mod live;
+mod metrics;
+pub mod openapi;
+mod platform;
+mod reconcile;
+mod router;
+pub mod session;
+mod settings;
+pub mod ssh_key;
+pub mod user;
+pub mod vm;
+
+pub use platform::{Dependencies, Platform, StartError};
+pub use settings::Settings;

@@ -9,7 +9,7 @@ pub mod execution;
 pub mod file;
 pub mod vm;
 
-pub use error::NodeError;
+pub use error::{FileErrorKind, NodeError};
 pub use execution::{ExecuteRequest, Execution, Language};
 pub use file::{ByteStream, FileContent};
 pub use vm::{Ending, IsolationClass, Usage, VmId, VmInfo, VmSpec, VmState};

@@ -1,0 +1,128 @@
+//! VMs.
+
+use crate::{Metadata, Variable};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use utoipa::{IntoParams, ToSchema};
+
+/// Makes a VM. Every field is optional; unknown keys are ignored.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+pub struct CreateVm {
+    /// Seconds from the VM's start to its end.
+    #[schema(example = 3600)]
+    pub vm_lifetime_seconds: Option<i64>,
+    /// Memory in MiB.
+    #[schema(example = 1024)]
+    pub memory_mb: Option<i64>,
+    /// Processors.
+    #[schema(example = 2)]
+    pub vcpu_count: Option<i64>,
+    /// The session that gets the VM. One that lives keeps the VM that it has.
+    pub session_id: Option<String>,
+    /// Labels.
+    #[schema(value_type = Option<Object>)]
+    pub metadata: Option<Metadata>,
+    /// Environment of every execution.
+    pub env: Option<BTreeMap<String, Variable>>,
+    /// Only `standard`.
+    pub image_variant: Option<String>,
+    /// Not available yet: refused.
+    pub snapshot_id: Option<String>,
+    /// Not available yet: anything but an empty list is refused.
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub volumes: Option<Vec<serde_json::Value>>,
+    /// Not available yet: anything but an empty list is refused.
+    pub vault_ids: Option<Vec<String>>,
+    /// Not available yet: a policy that closes anything is refused.
+    pub egress_policy: Option<EgressPolicy>,
+    /// Not available yet: `true` is refused.
+    pub snapshot_on_terminate: Option<bool>,
+    /// Has no effect without `snapshot_on_terminate`.
+    pub snapshot_name: Option<String>,
+    /// Not available yet: refused.
+    #[schema(value_type = Option<Object>)]
+    pub share: Option<serde_json::Value>,
+    /// Not available yet: refused.
+    #[schema(value_type = Option<Object>)]
+    pub custom_domain: Option<serde_json::Value>,
+}
+
+/// What a VM may reach.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct EgressPolicy {
+    /// Well-known package registries.
+    pub allow_public_repos: Option<bool>,
+    /// Port 80 of any host.
+    pub allow_http: Option<bool>,
+    /// Port 443 of any host.
+    pub allow_https: Option<bool>,
+    /// Hosts that are reachable all the same.
+    pub allowed_domains: Option<Vec<String>>,
+    /// Networks that are reachable all the same.
+    pub allowed_cidrs: Option<Vec<String>>,
+}
+
+/// Whether the answer waits for the VM.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct CreateVmQuery {
+    /// `true` (the default): answer when the VM executes code. `false`: answer at once, with the status `creating`.
+    pub wait: Option<bool>,
+}
+
+/// A VM.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Vm {
+    /// Its id.
+    pub vm_id: String,
+    /// The same as `vm_id`.
+    pub id: String,
+    /// Its session.
+    pub session_id: String,
+    /// `creating`, `active`, `terminated` or `failed`.
+    pub status: String,
+    /// Why it ended: `killed`, `expired`, `crashed`, or the failure.
+    pub status_reason: Option<String>,
+    /// What isolates it: `microvm-kvm`, `microvm-emulated` or `namespaces`.
+    pub isolation: Option<String>,
+    /// When it was asked for.
+    pub created_at: String,
+    /// When this record last changed.
+    pub updated_at: String,
+    /// When it ends.
+    pub expires_at: Option<String>,
+    /// When it ended.
+    pub terminated_at: Option<String>,
+    /// Memory in MiB.
+    pub memory_mb: u32,
+    /// Processors.
+    pub vcpu_count: u32,
+    /// Seconds from its start to its end.
+    pub vm_lifetime_seconds: u32,
+    /// Where SSH reaches it.
+    pub ssh_host: Option<String>,
+    /// Which kind of image it started from.
+    pub image_variant: String,
+    /// The snapshot that it started from.
+    pub snapshot_id: Option<String>,
+    /// The vaults attached to it.
+    pub vault_ids: Vec<String>,
+    /// Whether its disk is kept when it ends.
+    pub snapshot_on_terminate: bool,
+    /// The name for that snapshot.
+    pub snapshot_name: Option<String>,
+    /// Labels.
+    #[schema(value_type = Object)]
+    pub metadata: Metadata,
+}
+
+/// A VM was ended.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct VmDeleted {
+    /// Always `terminated`.
+    pub status: String,
+    /// Its id.
+    pub vm_id: String,
+    /// Its session.
+    pub session_id: String,
+}

@@ -1,0 +1,5 @@
+//! API keys: who calls.
+
+pub(crate) mod routes;
+pub(crate) mod rows;
+pub(crate) mod service;

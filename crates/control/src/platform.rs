@@ -1,0 +1,146 @@
+//! The platform: its parts, its start, its end.
+
+use crate::api_key::service::Keys;
+use crate::error::Chain;
+use crate::live::Live;
+use crate::metrics::Metrics;
+use crate::{Settings, openapi, reconcile, router};
+use axum::Router;
+use instavm_node_api::Node;
+use instavm_store::{Database, StoreError};
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// What a platform is made of.
+pub struct Dependencies {
+    /// Its records.
+    pub database: Database,
+    /// The node that runs its VMs.
+    pub node: Arc<dyn Node>,
+    /// Its limits.
+    pub settings: Settings,
+}
+
+impl std::fmt::Debug for Dependencies {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dependencies")
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a platform could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The records could not be read or brought in line with the node.
+    #[error("bringing the records in line with the node failed")]
+    Records(#[from] StoreError),
+    /// The API's document could not be written.
+    #[error("writing the API's document failed")]
+    Document(#[source] serde_json::Error),
+}
+
+/// The platform. Cheap to clone; all clones are the same one.
+#[derive(Clone)]
+pub struct Platform {
+    inner: Arc<Inner>,
+}
+
+/// The platform's parts.
+pub struct Inner {
+    pub(crate) database: Database,
+    pub(crate) node: Arc<dyn Node>,
+    pub(crate) settings: Settings,
+    pub(crate) keys: Keys,
+    pub(crate) live: Live,
+    pub(crate) metrics: Metrics,
+    /// Everything that runs beside requests.
+    pub(crate) tracker: TaskTracker,
+    /// Tells it to end.
+    pub(crate) stopping: CancellationToken,
+    /// The API's document as JSON.
+    pub(crate) document: String,
+}
+
+impl Deref for Platform {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.inner
+    }
+}
+
+impl std::fmt::Debug for Platform {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Platform").finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner").finish_non_exhaustive()
+    }
+}
+
+impl Platform {
+    /// Loads what is kept in memory, brings records and node in line, takes up unfinished executions, and follows the
+    /// ends of VMs from then on.
+    ///
+    /// # Errors
+    /// [`StartError`] when the records cannot be read or written.
+    pub async fn start(dependencies: Dependencies) -> Result<Platform, StartError> {
+        let Dependencies {
+            database,
+            node,
+            settings,
+        } = dependencies;
+        let platform = Platform {
+            inner: Arc::new(Inner {
+                database,
+                node,
+                settings,
+                keys: Keys::default(),
+                live: Live::default(),
+                metrics: Metrics::new(),
+                tracker: TaskTracker::new(),
+                stopping: CancellationToken::new(),
+                document: openapi::document()
+                    .to_pretty_json()
+                    .map_err(StartError::Document)?,
+            }),
+        };
+        reconcile::start(&platform).await?;
+        Ok(platform)
+    }
+
+    /// Every route.
+    pub fn router(&self) -> Router {
+        router::build(self)
+    }
+
+    /// Reads accounts and keys anew: what another process has changed counts from now on. Without this call it counts
+    /// within a second.
+    ///
+    /// # Errors
+    /// [`StoreError`] when they cannot be read; then every key is looked up when it is next used.
+    pub async fn reload_accounts(&self) -> Result<(), StoreError> {
+        self.keys.reload(&self.database).await
+    }
+
+    /// Ends what runs beside requests: VMs that are being made or ended are waited for, executions in the background
+    /// are taken up again at the next start. VMs live on. Whether all of it ended before the deadline.
+    pub async fn drain(&self, deadline: Duration) -> bool {
+        self.stopping.cancel();
+        self.tracker.close();
+        let ended = tokio::time::timeout(deadline, self.tracker.wait())
+            .await
+            .is_ok();
+        if let Err(error) = self.keys.flush(&self.database).await {
+            tracing::warn!(error = %Chain(&error), "writing down when keys were used failed");
+        }
+        ended
+    }
+}

@@ -1,0 +1,67 @@
+//! Limits and defaults.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+/// Limits and defaults of the platform: plain values, checked by whoever reads them from a user.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Seconds that a session's VM lives when its caller names none.
+    pub session_lifetime_default: u32,
+    /// Seconds that a VM of `POST /v1/vms` lives when its caller names none.
+    pub vm_lifetime_default: u32,
+    /// Seconds that a caller may ask for.
+    pub lifetime_range: RangeInclusive<u32>,
+    /// MiB of memory when the caller names none.
+    pub memory_default_mb: u32,
+    /// MiB of memory that a caller may ask for.
+    pub memory_range_mb: RangeInclusive<u32>,
+    /// Processors when the caller names none.
+    pub vcpu_default: u32,
+    /// Processors that a caller may ask for.
+    pub vcpu_range: RangeInclusive<u32>,
+    /// The root disk's limit.
+    pub disk_bytes: u64,
+    /// VMs that one account may have at a time.
+    pub vms_per_account: usize,
+    /// Bytes of a JSON or form body.
+    pub body_limit: usize,
+    /// Bytes of an uploaded file.
+    pub upload_limit: u64,
+    /// Seconds of an execution whose caller names none.
+    pub execute_timeout_default: u32,
+    /// Seconds of an execution in the background whose caller names none.
+    pub background_timeout_default: u32,
+    /// Seconds of an execution that a caller may ask for.
+    pub execute_timeout_range: RangeInclusive<u32>,
+    /// How long a create waits for its VM before it answers 504 and goes on behind.
+    pub provision_wait: Duration,
+    /// How long finished background executions can be asked for.
+    pub execution_retention: Duration,
+    /// The host (and port, unless it is 22) of the SSH gateway, for VM records; `None` while there is none.
+    pub ssh_gateway: Option<String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            session_lifetime_default: 300,
+            vm_lifetime_default: 3_600,
+            lifetime_range: 20..=86_400,
+            memory_default_mb: 1_024,
+            memory_range_mb: 128..=8_192,
+            vcpu_default: 2,
+            vcpu_range: 1..=8,
+            disk_bytes: 10 << 30,
+            vms_per_account: 1_000,
+            body_limit: 16 << 20,
+            upload_limit: 8 << 30,
+            execute_timeout_default: 60,
+            background_timeout_default: 600,
+            execute_timeout_range: 1..=600,
+            provision_wait: Duration::from_secs(120),
+            execution_retention: Duration::from_secs(7 * 86_400),
+            ssh_gateway: None,
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! VMs: made, listed, ended.
+
+pub(crate) mod routes;
+pub(crate) mod rows;
+pub(crate) mod service;

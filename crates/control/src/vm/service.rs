@@ -1,0 +1,308 @@
+//! How VMs are made, how they end, and what follows from it.
+
+use super::rows;
+use crate::Platform;
+use crate::clock::Moment;
+use crate::error::{Chain, Kind, Problem};
+use crate::session::service::Session;
+use instavm_api::Metadata;
+use instavm_node_api::{Ending, NodeError, VmId, VmInfo, VmSpec};
+use rand::Rng;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::OwnedMutexGuard;
+use tokio::task::JoinHandle;
+
+/// What a session's VMs are made as.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Profile {
+    pub memory_mb: u32,
+    pub vcpu_count: u32,
+    pub lifetime_seconds: u32,
+    pub env: BTreeMap<String, String>,
+    pub metadata: Metadata,
+}
+
+/// Where a VM is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum VmStatus {
+    Creating,
+    Active,
+    Terminated,
+    Failed,
+}
+
+impl VmStatus {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            VmStatus::Creating => "creating",
+            VmStatus::Active => "active",
+            VmStatus::Terminated => "terminated",
+            VmStatus::Failed => "failed",
+        }
+    }
+
+    pub(crate) fn parse(text: &str) -> Option<VmStatus> {
+        [
+            VmStatus::Creating,
+            VmStatus::Active,
+            VmStatus::Terminated,
+            VmStatus::Failed,
+        ]
+        .into_iter()
+        .find(|status| status.as_str() == text)
+    }
+
+    /// It lives or is being made.
+    pub(crate) fn is_live(self) -> bool {
+        matches!(self, VmStatus::Creating | VmStatus::Active)
+    }
+}
+
+/// A VM and what became of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Vm {
+    pub id: VmId,
+    pub account_id: i64,
+    pub session_id: String,
+    pub status: VmStatus,
+    pub reason: Option<String>,
+    pub isolation: Option<String>,
+    pub memory_mb: u32,
+    pub vcpu_count: u32,
+    pub lifetime_seconds: u32,
+    pub metadata: Metadata,
+    pub created_at: Moment,
+    pub updated_at: Moment,
+    pub started_at: Option<Moment>,
+    pub expires_at: Option<Moment>,
+    pub terminated_at: Option<Moment>,
+}
+
+impl Vm {
+    fn new(session: &Session, profile: &Profile) -> Vm {
+        let now = Moment::now();
+        Vm {
+            id: VmId(format!("vm_{}", random_id(20))),
+            account_id: session.account_id,
+            session_id: session.id.clone(),
+            status: VmStatus::Creating,
+            reason: None,
+            isolation: None,
+            memory_mb: profile.memory_mb,
+            vcpu_count: profile.vcpu_count,
+            lifetime_seconds: profile.lifetime_seconds,
+            metadata: profile.metadata.clone(),
+            created_at: now,
+            updated_at: now,
+            started_at: None,
+            expires_at: None,
+            terminated_at: None,
+        }
+    }
+
+    /// The same VM, of which the node says that it runs.
+    pub(crate) fn started(&self, info: &VmInfo) -> Vm {
+        Vm {
+            status: VmStatus::Active,
+            isolation: Some(info.isolation.as_str().to_owned()),
+            started_at: Some(info.started_at.into()),
+            expires_at: Some(info.expires_at.into()),
+            updated_at: Moment::now(),
+            ..self.clone()
+        }
+    }
+
+    /// The same VM, ended.
+    pub(crate) fn ended(&self, status: VmStatus, reason: &str) -> Vm {
+        let now = Moment::now();
+        Vm {
+            status,
+            reason: Some(reason.to_owned()),
+            updated_at: now,
+            terminated_at: Some(now),
+            ..self.clone()
+        }
+    }
+}
+
+/// The word for an ending on records.
+pub(crate) fn ending_word(ending: Ending) -> &'static str {
+    match ending {
+        Ending::Killed => "killed",
+        Ending::Expired => "expired",
+        Ending::Crashed => "crashed",
+    }
+}
+
+/// Characters of `[a-z0-9]`.
+pub(crate) fn random_id(length: usize) -> String {
+    const CHARACTERS: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+    let mut random = rand::rng();
+    (0..length)
+        .map(|_| char::from(CHARACTERS[random.random_range(0..CHARACTERS.len())]))
+        .collect()
+}
+
+/// A VM that is being made.
+pub(crate) struct Provisioning {
+    pub vm: Arc<Vm>,
+    done: JoinHandle<Result<Arc<Vm>, Problem>>,
+}
+
+impl Provisioning {
+    /// Waits until it executes code; 504 when that takes longer than `patience`, while it goes on behind.
+    pub(crate) async fn finished(self, patience: Duration) -> Result<Arc<Vm>, Problem> {
+        match tokio::time::timeout(patience, self.done).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(error)) => Err(Problem::internal("making the VM", error)),
+            Err(_) => Err(Problem::new(
+                Kind::TimedOut,
+                format!(
+                    "provisioning timed out: VM {} is still being made; ask for it again",
+                    self.vm.id
+                ),
+            )),
+        }
+    }
+}
+
+/// Makes a VM for a session that has none that lives. It is made to the end, whatever becomes of the caller.
+/// The guard is the session's: it is held until the VM is there.
+pub(crate) async fn provision(
+    platform: &Platform,
+    session: Arc<Session>,
+    profile: Profile,
+    guard: OwnedMutexGuard<()>,
+    is_new: bool,
+) -> Result<Provisioning, Problem> {
+    let platform = platform.clone();
+    let tracker = platform.tracker.clone();
+    let beginning = tracker.spawn(async move {
+        let vm = begin(&platform, &session, &profile, is_new).await?;
+        let tracker = platform.tracker.clone();
+        let making = vm.clone();
+        let done = tracker.spawn(async move {
+            let result = finish(&platform, &session, making, profile).await;
+            drop(guard);
+            result
+        });
+        Ok(Provisioning { vm, done })
+    });
+    beginning
+        .await
+        .map_err(|error| Problem::internal("making the VM", error))?
+}
+
+/// Records the intent.
+async fn begin(
+    platform: &Platform,
+    session: &Arc<Session>,
+    profile: &Profile,
+    is_new: bool,
+) -> Result<Arc<Vm>, Problem> {
+    let vm = Arc::new(Vm::new(session, profile));
+    platform
+        .live
+        .admit(&vm.id, session, platform.settings.vms_per_account)?;
+    if let Err(error) = rows::insert(&platform.database, session, profile, &vm, is_new).await {
+        platform.live.release(&vm.id);
+        return Err(error.into());
+    }
+    session.set_vm(vm.clone(), profile.clone());
+    Ok(vm)
+}
+
+fn is_creating(status: VmStatus) -> bool {
+    status == VmStatus::Creating
+}
+
+/// Asks the node, and records what came of it.
+async fn finish(
+    platform: &Platform,
+    session: &Arc<Session>,
+    vm: Arc<Vm>,
+    profile: Profile,
+) -> Result<Arc<Vm>, Problem> {
+    let spec = VmSpec {
+        id: vm.id.clone(),
+        memory_mb: profile.memory_mb,
+        vcpu_count: profile.vcpu_count,
+        disk_bytes: platform.settings.disk_bytes,
+        env: profile.env,
+        lifetime_seconds: profile.lifetime_seconds,
+    };
+    let info = match platform.node.create(spec).await {
+        Ok(info) => info,
+        Err(error) => return Err(failed(platform, session, &vm, error).await),
+    };
+    platform.metrics.created("ok");
+    let active = session.change_vm(&vm.id, is_creating, |vm| vm.started(&info));
+    let Some(active) = active else {
+        return Err(Problem::new(
+            Kind::Conflict,
+            "the VM ended directly after its start",
+        ));
+    };
+    if let Err(error) = rows::activate(&platform.database, &active).await {
+        // The VM lives and its intent is on record: the next start of the platform completes the row.
+        tracing::error!(vm = %vm.id, error = %Chain(&error), "recording a started VM failed");
+    }
+    Ok(active)
+}
+
+async fn failed(
+    platform: &Platform,
+    session: &Arc<Session>,
+    vm: &Arc<Vm>,
+    error: NodeError,
+) -> Problem {
+    platform.metrics.created("failed");
+    let problem = Problem::from(error);
+    platform.live.release(&vm.id);
+    let ended = session.change_vm(&vm.id, is_creating, |vm| {
+        vm.ended(VmStatus::Failed, &problem.message)
+    });
+    if let Some(ended) = ended {
+        record_end(platform, &ended).await;
+    }
+    problem
+}
+
+/// Ends a VM by its user's wish; returns when it and its record have ended.
+pub(crate) async fn terminate(platform: &Platform, vm: &VmId) -> Result<(), Problem> {
+    let task = {
+        let (platform, vm) = (platform.clone(), vm.clone());
+        let tracker = platform.tracker.clone();
+        tracker.spawn(async move {
+            platform.node.terminate(&vm, Ending::Killed).await?;
+            ended(&platform, &vm, Ending::Killed).await;
+            Ok(())
+        })
+    };
+    task.await
+        .map_err(|error| Problem::internal("ending the VM", error))?
+}
+
+/// Takes note of a VM's end. May be told of it more than once.
+pub(crate) async fn ended(platform: &Platform, vm: &VmId, ending: Ending) {
+    let Some(session) = platform.live.release(vm) else {
+        return;
+    };
+    let word = ending_word(ending);
+    let ended = session.change_vm(vm, VmStatus::is_live, |vm| {
+        vm.ended(VmStatus::Terminated, word)
+    });
+    if let Some(ended) = ended {
+        tracing::info!(vm = %vm, session = session.id, ending = word, "a VM ended");
+        record_end(platform, &ended).await;
+    }
+}
+
+async fn record_end(platform: &Platform, vm: &Vm) {
+    if let Err(error) = rows::end(&platform.database, vm).await {
+        // The next start of the platform finds that the VM is not there and completes the row.
+        tracing::error!(vm = %vm.id, error = %Chain(&error), "recording the end of a VM failed");
+    }
+}
