@@ -5,8 +5,8 @@ use bytes::Bytes;
 use futures::StreamExt;
 use instavm_agent_api::frame::CHUNK;
 use instavm_agent_api::{Control, Event, FailureKind, Request};
-use instavm_node_api::error::FileErrorKind;
-use instavm_node_api::{ByteStream, FileContent, NodeError};
+
+use instavm_node_api::{ByteStream, FileContent, FileErrorKind, NodeError};
 use instavm_runtime::agent::{AgentError, Events, Sender, unexpected};
 
 /// Permission bits of a file that did not exist.

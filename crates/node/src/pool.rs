@@ -75,14 +75,6 @@ impl Pool {
         (None, dead)
     }
 
-    /// Names of the machines in the pool.
-    pub(crate) fn names(&self) -> Vec<String> {
-        lock(&self.ready)
-            .iter()
-            .map(|machine| machine.record.machine.clone())
-            .collect()
-    }
-
     /// The caller makes a machine of its own; until the guard is dropped the pool does not refill.
     pub(crate) fn urgent(&self) -> Urgent<'_> {
         self.urgent.fetch_add(1, Ordering::AcqRel);

@@ -23,7 +23,6 @@ const CLOCK_CHECK: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub(crate) struct Vm {
     pub(crate) id: VmId,
-    pub(crate) machine: String,
     pub(crate) index: u16,
     pub(crate) active: Active,
     pub(crate) address: Option<Ipv4Addr>,
@@ -60,7 +59,6 @@ impl Vm {
         let over = CancellationToken::new();
         let vm = Self {
             id: active.spec.id.clone(),
-            machine: machine.record.machine.clone(),
             index: machine.record.index,
             address: network.and_then(|n| n.addresses.first()).map(|a| a.address),
             door: machine.door.clone(),
