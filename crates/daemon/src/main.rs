@@ -1,3 +1,6 @@
 //! The instavmd binary.
+#![forbid(unsafe_code)]
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    instavm_daemon::run(std::env::args_os())
+}
