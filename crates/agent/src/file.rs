@@ -1,0 +1,350 @@
+//! File transfers, as a forked child makes them: everything here may block.
+
+use instavm_agent_api::frame::{self, CHUNK};
+use instavm_agent_api::{Control, Event, Failure, FailureKind};
+use std::ffi::CString;
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Links that are followed to a file that does not exist yet.
+const MOST_LINKS: usize = 40;
+/// How long the rest of a refused upload is taken, so that the peer reads the answer.
+const LINGER: Duration = Duration::from_secs(2);
+/// What a frame has around its content.
+const FRAME_OVERHEAD: usize = 64;
+const PERMISSIONS: u32 = 0o7777;
+
+/// Sends one event.
+pub(crate) fn send(stream: &mut UnixStream, event: &Event) -> io::Result<()> {
+    stream.write_all(&frame::encode(event).map_err(io::Error::other)?)
+}
+
+/// Answers a request to read a file.
+pub(crate) fn read(stream: &mut UnixStream, workdir: &Path, path: &str) -> io::Result<()> {
+    let (mut file, about) = match open_to_read(workdir, path) {
+        Ok(opened) => opened,
+        Err(failure) => return send(stream, &Event::Failed(failure)),
+    };
+    let size = about.len();
+    send(stream, &Event::File { size, mode: about.mode() & PERMISSIONS })?;
+    let mut left = size;
+    while left > 0 {
+        let mut chunk = vec![0; usize::try_from(left).unwrap_or(CHUNK).min(CHUNK)];
+        if let Err(error) = file.read_exact(&mut chunk) {
+            let failure = match error.kind() {
+                ErrorKind::UnexpectedEof => refuse(
+                    FailureKind::Internal,
+                    format!("{path} became shorter while it was read"),
+                ),
+                _ => system_failure("read", path, &error),
+            };
+            return send(stream, &Event::Failed(failure));
+        }
+        left -= chunk.len() as u64;
+        send(stream, &Event::Data(chunk))?;
+    }
+    send(stream, &Event::Done)
+}
+
+fn open_to_read(workdir: &Path, path: &str) -> Result<(File, Metadata), Failure> {
+    let absolute = absolute(workdir, path)?;
+    // Without waiting for a writer of a FIFO, and without getting a terminal.
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(absolute)
+        .and_then(|file| file.metadata().map(|about| (file, about)));
+    let (file, about) = opened.map_err(|error| system_failure("read", path, &error))?;
+    regular(path, &about)?;
+    Ok((file, about))
+}
+
+/// Answers a request to write a file; `received` is what has already arrived of its content.
+pub(crate) fn write(
+    stream: &mut UnixStream,
+    received: Vec<u8>,
+    workdir: &Path,
+    path: &str,
+    mode: u32,
+) -> io::Result<()> {
+    let mut content = Content { received, at: 0, stream };
+    let written = Replacement::begin(workdir, path, mode)
+        .and_then(|mut replacement| replacement.fill(&mut content).map(|size| (replacement, size)))
+        .and_then(|(replacement, size)| replacement.publish(path).map(|()| size));
+    match written {
+        Ok(size) => send(content.stream, &Event::Written { size }),
+        Err(failure) => {
+            send(content.stream, &Event::Failed(failure))?;
+            content.linger();
+            Ok(())
+        }
+    }
+}
+
+/// The frames of an upload.
+struct Content<'a> {
+    received: Vec<u8>,
+    at: usize,
+    stream: &'a mut UnixStream,
+}
+
+impl Content<'_> {
+    fn next(&mut self) -> io::Result<Control> {
+        let mut prefix = [0; 4];
+        self.read_exact(&mut prefix)?;
+        let length = frame::payload_length(prefix).map_err(io::Error::other)?;
+        if length > CHUNK + FRAME_OVERHEAD {
+            return Err(io::Error::other("a frame of the upload is too long"));
+        }
+        let mut payload = vec![0; length];
+        self.read_exact(&mut payload)?;
+        frame::decode(&payload).map_err(io::Error::other)
+    }
+
+    /// Takes the rest of a refused upload for a while: a peer that only writes would otherwise never see why.
+    fn linger(&mut self) {
+        let deadline = Instant::now() + LINGER;
+        let mut sink = vec![0; CHUNK];
+        // A peer that is gone needs no patience.
+        let _ = self.stream.shutdown(std::net::Shutdown::Write);
+        while let Some(left) = deadline.checked_duration_since(Instant::now()) {
+            let wait = left.max(Duration::from_millis(1));
+            let read = self.stream.set_read_timeout(Some(wait)).and_then(|()| self.stream.read(&mut sink));
+            if !matches!(read, Ok(length) if length > 0) {
+                return;
+            }
+        }
+    }
+}
+
+impl Read for Content<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.at == self.received.len() {
+            return self.stream.read(buffer);
+        }
+        let read = (&self.received[self.at..]).read(buffer)?;
+        self.at += read;
+        Ok(read)
+    }
+}
+
+/// New content for a path, nameless or under a name of its own until it is whole.
+#[derive(Debug)]
+pub(crate) struct Replacement {
+    target: PathBuf,
+    file: File,
+    /// The name of the unfinished file, where the file system has no nameless ones. Removed when this is dropped.
+    temporary: Option<PathBuf>,
+}
+
+impl Replacement {
+    /// Prepares to replace or create the file that the path leads to.
+    pub(crate) fn begin(workdir: &Path, path: &str, mode: u32) -> Result<Replacement, Failure> {
+        let target = destination(absolute(workdir, path)?);
+        let old = match target.metadata() {
+            Ok(about) => {
+                regular(path, &about)?;
+                Some(about)
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => return Err(system_failure("write", path, &error)),
+        };
+        let denied = |error: io::Error| system_failure("write", path, &error);
+        let (Some(parent), Some(_)) = (target.parent(), target.file_name()) else {
+            return Err(refuse(FailureKind::Unsuitable, format!("{path} names no file")));
+        };
+        std::fs::create_dir_all(parent).map_err(denied)?;
+        let (file, temporary) = unfinished_file(parent).map_err(denied)?;
+        let replacement = Replacement { file, temporary, target };
+        if let Some(old) = &old {
+            // Where the owner cannot be kept, the writer's is as good.
+            let _ = fchown(&replacement.file, Some(old.uid()), Some(old.gid()));
+        }
+        let mode = old.map_or(mode, |old| old.mode()) & PERMISSIONS;
+        replacement.file.set_permissions(PermissionsExt::from_mode(mode)).map_err(denied)?;
+        Ok(replacement)
+    }
+
+    /// Adds bytes.
+    pub(crate) fn add(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)
+    }
+
+    fn fill(&mut self, content: &mut Content<'_>) -> Result<u64, Failure> {
+        let mut size = 0;
+        loop {
+            match content.next() {
+                Ok(Control::Data(bytes)) => {
+                    self.add(&bytes).map_err(|error| {
+                        system_failure("write", &self.target.to_string_lossy(), &error)
+                    })?;
+                    size += bytes.len() as u64;
+                }
+                Ok(Control::End) => return Ok(size),
+                Ok(Control::Interrupt | Control::Kill) => {
+                    return Err(refuse(FailureKind::Internal, "the upload was cancelled".to_owned()));
+                }
+                Err(error) => {
+                    let message = format!("the upload broke off: {error}");
+                    return Err(refuse(FailureKind::Internal, message));
+                }
+            }
+        }
+    }
+
+    /// Puts the new content in its place.
+    pub(crate) fn publish(mut self, path: &str) -> Result<(), Failure> {
+        let failed = |error: io::Error| system_failure("write", path, &error);
+        if self.temporary.is_none() {
+            self.temporary = Some(self.give_name().map_err(failed)?);
+        }
+        let Some(temporary) = &self.temporary else {
+            return Ok(());
+        };
+        match std::fs::rename(temporary, &self.target) {
+            Ok(()) => {
+                self.temporary = None;
+                Ok(())
+            }
+            // A file that something is mounted on keeps its place and gets the content.
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => self.overwrite().map_err(failed),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    fn give_name(&self) -> io::Result<PathBuf> {
+        let parent = self.target.parent().unwrap_or(Path::new("/"));
+        let from = CString::new(format!("/proc/self/fd/{}", self.file.as_raw_fd()))?;
+        for attempt in 0..u32::MAX {
+            let name = temporary_name(parent, attempt);
+            let to = CString::new(name.as_os_str().as_bytes())?;
+            let (here, follow) = (libc::AT_FDCWD, libc::AT_SYMLINK_FOLLOW);
+            // SAFETY: both paths are valid C strings.
+            if unsafe { libc::linkat(here, from.as_ptr(), here, to.as_ptr(), follow) } == 0 {
+                return Ok(name);
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != ErrorKind::AlreadyExists {
+                return Err(error);
+            }
+        }
+        Err(ErrorKind::AlreadyExists.into())
+    }
+
+    fn overwrite(&self) -> io::Result<()> {
+        let Some(temporary) = &self.temporary else {
+            return Ok(());
+        };
+        let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+        let mut target =
+            OpenOptions::new().write(true).truncate(true).custom_flags(flags).open(&self.target)?;
+        io::copy(&mut File::open(temporary)?, &mut target).map(|_| ())
+    }
+}
+
+impl Drop for Replacement {
+    fn drop(&mut self) {
+        if let Some(temporary) = &self.temporary {
+            // It may never have come to be.
+            let _ = std::fs::remove_file(temporary);
+        }
+    }
+}
+
+fn temporary_name(parent: &Path, attempt: u32) -> PathBuf {
+    parent.join(format!(".instavm-{}-{attempt}", std::process::id()))
+}
+
+/// A nameless file in a directory, which leaves nothing behind whatever happens; one with a name where there are none.
+fn unfinished_file(parent: &Path) -> io::Result<(File, Option<PathBuf>)> {
+    let nameless = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_TMPFILE)
+        .mode(0o600)
+        .open(parent);
+    match nameless {
+        Err(error)
+            if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR | libc::ENOENT)) => {}
+        other => return other.map(|file| (file, None)),
+    }
+    for attempt in 0..u32::MAX {
+        let name = temporary_name(parent, attempt);
+        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&name) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            other => return other.map(|file| (file, Some(name))),
+        }
+    }
+    Err(ErrorKind::AlreadyExists.into())
+}
+
+fn absolute(workdir: &Path, path: &str) -> Result<PathBuf, Failure> {
+    if path.is_empty() || path.contains('\0') {
+        return Err(refuse(FailureKind::Unsuitable, "the path is empty or has a NUL character".to_owned()));
+    }
+    if path.ends_with('/') {
+        return Err(refuse(FailureKind::Unsuitable, format!("{path} is a directory, not a regular file")));
+    }
+    Ok(workdir.join(path))
+}
+
+/// Where a write to the path ends up: links are followed, also to what does not exist yet.
+fn destination(mut path: PathBuf) -> PathBuf {
+    for _ in 0..MOST_LINKS {
+        let Ok(link) = std::fs::read_link(&path) else {
+            break;
+        };
+        path = path.parent().unwrap_or(Path::new("/")).join(link);
+    }
+    path
+}
+
+fn regular(path: &str, about: &Metadata) -> Result<(), Failure> {
+    use std::os::unix::fs::FileTypeExt;
+    let kind = about.file_type();
+    let what = match kind {
+        _ if kind.is_file() => return Ok(()),
+        _ if kind.is_dir() => "a directory",
+        _ if kind.is_fifo() => "a FIFO",
+        _ if kind.is_socket() => "a socket",
+        _ => "a device",
+    };
+    Err(refuse(FailureKind::Unsuitable, format!("{path} is {what}, not a regular file")))
+}
+
+fn refuse(kind: FailureKind, message: String) -> Failure {
+    Failure { kind, message }
+}
+
+/// What an error of the system means for a file.
+pub(crate) fn system_failure(operation: &str, path: &str, error: &io::Error) -> Failure {
+    let (kind, why) = match error.raw_os_error() {
+        Some(libc::ENOENT) => (FailureKind::NotFound, "no such file or directory"),
+        Some(libc::EISDIR) => (FailureKind::Unsuitable, "it is a directory, not a regular file"),
+        Some(libc::ENOTDIR | libc::EEXIST) => {
+            (FailureKind::Unsuitable, "a part of the path is not a directory")
+        }
+        Some(libc::ENXIO | libc::ENODEV) => (FailureKind::Unsuitable, "it is not a regular file"),
+        Some(libc::ELOOP) => (FailureKind::Unsuitable, "too many symbolic links"),
+        Some(libc::ENAMETOOLONG) => (FailureKind::Unsuitable, "the name is too long"),
+        Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => {
+            (FailureKind::NoSpace, "the VM's disk is full")
+        }
+        Some(libc::EROFS) => (FailureKind::Denied, "the file system is read-only"),
+        Some(libc::EACCES | libc::EPERM) => (FailureKind::Denied, "permission denied"),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => {
+            (FailureKind::Exhausted, "the VM has no memory or descriptors left")
+        }
+        _ => {
+            let message = format!("cannot {operation} {path}: {error}");
+            return refuse(FailureKind::Internal, message);
+        }
+    };
+    refuse(kind, format!("cannot {operation} {path}: {why}"))
+}

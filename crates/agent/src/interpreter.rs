@@ -1,0 +1,324 @@
+//! The session's interpreter: its queue, its life and its replacement.
+//!
+//! What background threads and processes write between executions is kept, the latest [`KEPT`] bytes of each stream, and
+//! comes at the beginning of the next execution; their pipe never blocks.
+
+use crate::execution::{Owner, Stage};
+use crate::poller::{Interest, Source};
+use crate::process::{Ended, signal};
+use crate::serve::{Child, Server};
+use crate::shell;
+use crate::spool::End;
+use crate::worker::{self, Answer, Worker};
+use instavm_agent_api::frame::CHUNK;
+use instavm_agent_api::{Event, Failure, FailureKind, Language};
+use rustix::io::Errno;
+use std::collections::VecDeque;
+use std::io;
+
+/// Bytes of each stream that are kept between executions.
+const KEPT: usize = 512 * 1024;
+
+/// Output between executions.
+#[derive(Debug, Default)]
+struct Kept {
+    bytes: VecDeque<u8>,
+    dropped: u64,
+}
+
+impl Kept {
+    fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend(bytes);
+        let excess = self.bytes.len().saturating_sub(KEPT);
+        self.bytes.drain(..excess);
+        self.dropped += excess as u64;
+    }
+}
+
+/// The session's interpreter.
+#[derive(Debug, Default)]
+pub(crate) struct Interpreter {
+    pub(crate) worker: Option<Worker>,
+    /// Executions that wait for it.
+    pub(crate) queue: VecDeque<u64>,
+    /// The execution that has it.
+    pub(crate) current: Option<u64>,
+    /// The number of that execution, in the words of the worker.
+    pub(crate) sequence: u64,
+    /// Connections that wait until it is ready.
+    waiters: Vec<u64>,
+    /// Why variables were lost while nothing ran, until somebody is told.
+    lost: Option<String>,
+    kept: [Kept; 2],
+}
+
+impl Server {
+    /// Answers when the interpreter is ready.
+    pub(crate) fn warm(&mut self, connection: u64) {
+        self.interpreter.waiters.push(connection);
+        self.run_queue();
+    }
+
+    /// Gives the interpreter its next execution, starting it where needed.
+    pub(crate) fn run_queue(&mut self) {
+        let wanted = !self.interpreter.queue.is_empty() || !self.interpreter.waiters.is_empty();
+        if self.interpreter.current.is_some() || !wanted {
+            return;
+        }
+        match &self.interpreter.worker {
+            None => {
+                if let Err(error) = self.start_worker() {
+                    self.fail_queue(&failure("start the Python interpreter", &error));
+                }
+            }
+            Some(worker) if worker.ready => {
+                for connection in std::mem::take(&mut self.interpreter.waiters) {
+                    self.answer(connection, Event::Done);
+                }
+                if let Some(key) = self.interpreter.queue.pop_front() {
+                    self.start_python(key);
+                }
+            }
+            Some(_) => {}
+        }
+    }
+
+    fn start_worker(&mut self) -> io::Result<()> {
+        let environment = shell::environment(&[&self.environment]);
+        let null = self.null()?;
+        let workdir = &self.workdir;
+        let (started, pipes) = worker::start(workdir, &environment, null, &self.secret)?;
+        let number = self.new_key();
+        let pid = started.pid;
+        self.children.insert(pid, Child::Worker(number));
+        let mut streams = [0; 2];
+        for (which, pipe) in pipes.into_iter().enumerate() {
+            streams[which] = self.add_stream(pipe, which, Owner::Interpreter).unwrap_or(0);
+        }
+        let source = Source::Interpreter(number);
+        if let Err(error) = self.poller.add(&started.control, source, Interest::READ) {
+            signal(pid, libc::SIGKILL);
+            return Err(error.into());
+        }
+        self.interpreter.worker = Some(Worker::new(number, started, streams));
+        Ok(())
+    }
+
+    fn start_python(&mut self, key: u64) {
+        let (Some(execution), Some(worker)) =
+            (self.executions.get_mut(&key), self.interpreter.worker.as_mut())
+        else {
+            return;
+        };
+        if worker.environment != self.environment_state {
+            worker.set_environment(self.environment_state, &self.environment);
+        }
+        self.interpreter.sequence += 1;
+        let detect = execution.language.is_none();
+        worker.execute(self.interpreter.sequence, detect, &execution.code);
+        if !detect {
+            execution.code = String::new();
+        }
+        worker.used = true;
+        let streams = worker.streams;
+        self.interpreter.current = Some(key);
+        self.mark_started(key, streams);
+        for which in 0..2 {
+            self.deliver_kept(key, which);
+        }
+        self.flush_worker();
+    }
+
+    fn deliver_kept(&mut self, key: u64, which: usize) {
+        let kept = std::mem::take(&mut self.interpreter.kept[which]);
+        if kept.dropped > 0 {
+            let note = format!("[{} bytes of background output were dropped]\n", kept.dropped);
+            self.deliver(key, 1, note.into_bytes());
+        }
+        let bytes = Vec::from(kept.bytes);
+        for piece in bytes.chunks(CHUNK) {
+            self.deliver(key, which, piece.to_vec());
+        }
+    }
+
+    fn flush_worker(&mut self) {
+        let Some(worker) = &mut self.interpreter.worker else {
+            return;
+        };
+        // A worker that is gone is noticed when it is reaped.
+        let open = worker.flush().is_ok();
+        let write = open && !worker.outbox.is_empty();
+        let source = Source::Interpreter(worker.number);
+        let interest = Interest { read: true, write };
+        // Changing what is already waited for needs no memory; after the socket's end it is waited for no more.
+        let _ = self.poller.change(&worker.control, source, interest);
+    }
+
+    /// The interpreter has said something, or can be told more.
+    pub(crate) fn worker_ready(&mut self, number: u64) {
+        let Some(worker) = self.interpreter.worker.as_mut().filter(|w| w.number == number) else {
+            return;
+        };
+        let answers = match worker.answers() {
+            Ok((answers, true)) => answers,
+            Ok((answers, false)) => {
+                // It ends by itself, or has lost its socket to the code and ends with the execution.
+                self.poller.remove(&worker.control);
+                answers
+            }
+            Err(worker::Nonsense) => return self.replace_worker(),
+        };
+        if !worker.outbox.is_empty() {
+            self.flush_worker();
+        }
+        for answer in answers {
+            self.take_answer(answer);
+        }
+    }
+
+    fn take_answer(&mut self, answer: Answer) {
+        if answer == Answer::Ready {
+            if let Some(worker) = &mut self.interpreter.worker {
+                worker.ready = true;
+            }
+            return self.run_queue();
+        }
+        let current = self.interpreter.current.filter(|key| {
+            self.executions.get(key).is_some_and(|e| matches!(e.stage, Stage::Python))
+        });
+        let expected = self.interpreter.sequence;
+        match (answer, current) {
+            (Answer::Finished { sequence, exit_code, cpu_micros }, Some(key)) if sequence == expected => {
+                if let Some(worker) = &mut self.interpreter.worker {
+                    worker.cpu_micros += cpu_micros;
+                }
+                let lost = self.interpreter.lost.take();
+                self.execution_ended(key, Language::Python, exit_code, cpu_micros, lost);
+            }
+            (Answer::Shell { sequence }, Some(key)) if sequence == expected => self.hand_to_shell(key),
+            _ => self.replace_worker(),
+        }
+    }
+
+    /// A text whose language was open is for a shell: it leaves the interpreter's queue.
+    fn hand_to_shell(&mut self, key: u64) {
+        self.interpreter.current = None;
+        let streams = self.interpreter.worker.as_ref().map(|worker| worker.streams);
+        for stream in streams.into_iter().flatten() {
+            if let Some(stream) = self.streams.get_mut(&stream) {
+                stream.owner = Owner::Interpreter;
+            }
+            self.set_reading(stream, true);
+        }
+        let interrupted = self.executions.get(&key).is_some_and(|e| e.interrupted);
+        match self.start_shell(key) {
+            Ok(()) if interrupted => self.interrupt(key),
+            Ok(()) => {}
+            Err(failure) => self.finish(key, End::Failed(failure)),
+        }
+        self.run_queue();
+    }
+
+    /// Ends an interpreter whose control socket carries what it did not say.
+    fn replace_worker(&mut self) {
+        if let Some(worker) = &mut self.interpreter.worker {
+            worker.ended_because = Some("the code wrote to the interpreter's control socket");
+            signal(worker.pid, libc::SIGKILL);
+            self.poller.remove(&worker.control);
+        }
+    }
+
+    /// The interpreter's process has ended.
+    pub(crate) fn worker_ended(&mut self, number: u64, ended: &Ended) {
+        if self.interpreter.worker.as_ref().is_none_or(|worker| worker.number != number) {
+            return;
+        }
+        // Its last answer may still be in the socket.
+        self.worker_ready(number);
+        let Some(worker) = self.interpreter.worker.take() else {
+            return;
+        };
+        self.poller.remove(&worker.control);
+        for key in worker.streams {
+            self.abandon_stream(key);
+        }
+        let reason = worker::reason(ended, worker.ended_because);
+        if !worker.ready {
+            let message = format!("the Python interpreter did not start: exit status {}", ended.code());
+            return self.fail_queue(&Failure { kind: FailureKind::Internal, message });
+        }
+        let current = self.interpreter.current.filter(|key| {
+            self.executions.get(key).is_some_and(|e| matches!(e.stage, Stage::Python))
+        });
+        if let Some(key) = current {
+            let cpu = ended.cpu_micros.saturating_sub(worker.cpu_micros);
+            self.execution_ended(key, Language::Python, ended.code(), cpu, Some(reason));
+        } else if worker.used {
+            self.interpreter.lost = Some(reason);
+        }
+        self.run_queue();
+    }
+
+    /// What waits in a dead interpreter's pipe is kept; what background processes write later is not.
+    fn abandon_stream(&mut self, key: u64) {
+        let waiting = self.streams.get(&key).filter(|stream| stream.owner == Owner::Interpreter);
+        let waiting = waiting.and_then(|stream| rustix::io::ioctl_fionread(&stream.pipe).ok());
+        let mut left = waiting.unwrap_or(0);
+        while left > 0 {
+            let read = self.read_unowned(key);
+            left = if read == 0 { 0 } else { left.saturating_sub(read as u64) };
+        }
+        if let Some(stream) = self.streams.get_mut(&key)
+            && stream.owner == Owner::Interpreter
+        {
+            stream.owner = Owner::Nobody;
+        }
+    }
+
+    /// Reads once from a pipe that belongs to no execution; gives how much.
+    pub(crate) fn read_unowned(&mut self, key: u64) -> usize {
+        let Some(stream) = self.streams.get(&key) else {
+            return 0;
+        };
+        match rustix::io::read(&stream.pipe, &mut self.scratch[..]) {
+            Ok(0) => self.drop_stream(key),
+            Ok(length) => {
+                if stream.owner == Owner::Interpreter {
+                    self.interpreter.kept[stream.which].push(&self.scratch[..length]);
+                }
+                return length;
+            }
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(_) => self.drop_stream(key),
+        }
+        0
+    }
+
+    fn fail_queue(&mut self, failure: &Failure) {
+        for connection in std::mem::take(&mut self.interpreter.waiters) {
+            self.answer(connection, Event::Failed(failure.clone()));
+        }
+        for key in std::mem::take(&mut self.interpreter.queue) {
+            self.finish(key, End::Failed(failure.clone()));
+        }
+    }
+}
+
+/// The failure of a step that an error of the system ended.
+pub(crate) fn failure(step: &str, error: &io::Error) -> Failure {
+    let (kind, why) = match error.raw_os_error() {
+        Some(libc::EAGAIN) => (FailureKind::Exhausted, "the VM has reached its limit of processes"),
+        Some(libc::ENOMEM) => (FailureKind::Exhausted, "the VM has no memory left"),
+        Some(libc::EMFILE | libc::ENFILE) => {
+            (FailureKind::Exhausted, "the VM has reached its limit of open files")
+        }
+        _ if error.kind() == io::ErrorKind::InvalidInput => {
+            (FailureKind::Unsuitable, "the text has a NUL character in it")
+        }
+        _ => {
+            let message = format!("cannot {step}: {error}");
+            return Failure { kind: FailureKind::Internal, message };
+        }
+    };
+    Failure { kind, message: format!("cannot {step}: {why}") }
+}

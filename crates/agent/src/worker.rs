@@ -1,0 +1,220 @@
+//! The interpreter's process: starting it and talking to it.
+
+use crate::output::{Outbox, PeerGone};
+use crate::process::{Ended, Program, Secret, signal};
+use crate::shell;
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::pipe::{PipeFlags, pipe_with};
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+/// The interpreter's exit status when the code has closed its control socket.
+const LOST: i32 = 70;
+
+/// The program that runs in the VM's Python.
+const SOURCE: &str = include_str!("interpreter.py");
+/// Reads the program from descriptor 3 and runs it in a module of its own, so that `__main__` is the session's.
+const BOOTSTRAP: &str = "import sys;m=sys.modules['_instavm']=type(sys)('_instavm');\
+                         exec(compile(open(3,'rb').read(),'<instavm>','exec'),m.__dict__)";
+
+const EXECUTE: u8 = 1;
+const ENVIRONMENT: u8 = 2;
+const ANSWER_BYTES: usize = 21;
+
+/// What the interpreter says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// It is ready to execute.
+    Ready,
+    /// The execution with this number has ended.
+    Finished { sequence: u64, exit_code: i32, cpu_micros: u64 },
+    /// The text of the execution with this number is for a shell.
+    Shell { sequence: u64 },
+}
+
+/// What arrived from the interpreter makes no sense: the code has taken its control socket.
+#[derive(Debug)]
+pub(crate) struct Nonsense;
+
+/// A running interpreter.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) number: u64,
+    pub(crate) pid: i32,
+    pub(crate) control: OwnedFd,
+    target: OwnedFd,
+    pub(crate) outbox: Outbox,
+    inbox: Vec<u8>,
+    pub(crate) ready: bool,
+    /// It has run code, so there is something to lose.
+    pub(crate) used: bool,
+    /// The state of the session's environment that it knows.
+    pub(crate) environment: u64,
+    /// Its standard output and error.
+    pub(crate) streams: [u64; 2],
+    /// Processor time that was accounted for.
+    pub(crate) cpu_micros: u64,
+    /// Why the agent ended it.
+    pub(crate) ended_because: Option<&'static str>,
+}
+
+/// A new interpreter.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub(crate) pid: i32,
+    pub(crate) control: OwnedFd,
+    target: OwnedFd,
+}
+
+/// Starts an interpreter; also gives the pipes with its standard output and error.
+pub(crate) fn start(
+    workdir: &Path,
+    environment: &BTreeMap<&str, &str>,
+    null: OwnedFd,
+    secret: &Secret,
+) -> io::Result<(Started, [OwnedFd; 2])> {
+    let source = memfd_create("interpreter", MemfdFlags::CLOEXEC)?;
+    shell::write_all(&source, SOURCE.as_bytes())?;
+    rustix::fs::seek(&source, rustix::fs::SeekFrom::Start(0))?;
+    let target = memfd_create("interrupt", MemfdFlags::CLOEXEC)?;
+    shell::write_all(&target, &[0; 8])?;
+    let flags = SocketFlags::CLOEXEC;
+    let (control, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::io::ioctl_fionbio(&control, true)?;
+    let (stdout, stdout_end) = output_pipe()?;
+    let (stderr, stderr_end) = output_pipe()?;
+    let descriptors = vec![null, stdout_end, stderr_end, source, theirs, target.try_clone()?];
+    let program = Program::new("python3", &["-c", BOOTSTRAP], workdir, descriptors)?
+        .environment(environment.iter().map(|(name, value)| (*name, *value)))
+        .oom_score(c"300")
+        .dies_with_agent();
+    let pid = program.spawn(secret)?;
+    Ok((Started { pid, control, target }, [stdout, stderr]))
+}
+
+/// A pipe whose reading end does not block.
+pub(crate) fn output_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&read, true)?;
+    Ok((read, write))
+}
+
+impl Worker {
+    pub(crate) fn new(number: u64, started: Started, streams: [u64; 2]) -> Worker {
+        Worker {
+            number,
+            pid: started.pid,
+            control: started.control,
+            target: started.target,
+            outbox: Outbox::default(),
+            inbox: Vec::new(),
+            ready: false,
+            used: false,
+            environment: 0,
+            streams,
+            cpu_micros: 0,
+            ended_because: None,
+        }
+    }
+
+    /// Asks it to run a text; with `detect` it may also find that the text is for a shell.
+    pub(crate) fn execute(&mut self, sequence: u64, detect: bool, code: &str) {
+        let mut payload = Vec::with_capacity(14 + code.len());
+        payload.extend_from_slice(&length(10 + code.len()));
+        payload.push(EXECUTE);
+        payload.extend_from_slice(&sequence.to_le_bytes());
+        payload.push(u8::from(detect));
+        payload.extend_from_slice(code.as_bytes());
+        self.outbox.push(payload);
+    }
+
+    /// Tells it the session's environment.
+    pub(crate) fn set_environment(&mut self, state: u64, variables: &BTreeMap<String, String>) {
+        self.environment = state;
+        let usable = variables.iter().filter(|(name, value)| {
+            !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0')
+        });
+        let text: Vec<String> = usable.map(|(name, value)| format!("{name}={value}")).collect();
+        let text = text.join("\0");
+        let mut payload = length(1 + text.len()).to_vec();
+        payload.push(ENVIRONMENT);
+        payload.extend_from_slice(text.as_bytes());
+        self.outbox.push(payload);
+    }
+
+    /// Raises `KeyboardInterrupt` in an execution, and in no later one.
+    pub(crate) fn interrupt(&self, sequence: u64) {
+        // A file in memory; without the number the interpreter takes the signal as one for whatever it runs.
+        let _ = rustix::io::pwrite(&self.target, &sequence.to_le_bytes(), 0);
+        signal(self.pid, libc::SIGINT);
+    }
+
+    pub(crate) fn flush(&mut self) -> Result<(), PeerGone> {
+        self.outbox.flush(self.control.as_fd())
+    }
+
+    /// Takes what the interpreter has said, and whether it will say any more.
+    pub(crate) fn answers(&mut self) -> Result<(Vec<Answer>, bool), Nonsense> {
+        let mut buffer = [0; 256];
+        let open = loop {
+            match rustix::io::read(&self.control, &mut buffer) {
+                Ok(0) => break false,
+                Ok(read) => self.inbox.extend_from_slice(&buffer[..read]),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => break true,
+                Err(_) => break false,
+            }
+            if self.inbox.len() > 64 * ANSWER_BYTES {
+                return Err(Nonsense);
+            }
+        };
+        let whole = self.inbox.len() / ANSWER_BYTES * ANSWER_BYTES;
+        let frames: Vec<u8> = self.inbox.drain(..whole).collect();
+        let answers: Result<Vec<Answer>, Nonsense> = frames.chunks_exact(ANSWER_BYTES).map(parse).collect();
+        Ok((answers?, open))
+    }
+}
+
+/// Why an interpreter is gone, for the user.
+pub(crate) fn reason(ended: &Ended, because: Option<&str>) -> String {
+    match (because, ended.signal()) {
+        (Some(because), _) => because.to_owned(),
+        (None, Some(libc::SIGKILL)) => {
+            "the interpreter was killed (SIGKILL): it ran out of memory, or the code did it".to_owned()
+        }
+        (None, Some(libc::SIGSEGV)) => "the interpreter crashed: segmentation fault".to_owned(),
+        (None, Some(libc::SIGABRT)) => "the interpreter crashed: it aborted".to_owned(),
+        (None, Some(signal)) => format!("the interpreter was ended by signal {signal}"),
+        (None, None) if ended.code() == LOST => {
+            "the code closed the descriptors that the interpreter needs".to_owned()
+        }
+        (None, None) => format!("the code ended the interpreter with status {}", ended.code()),
+    }
+}
+
+fn length(bytes: usize) -> [u8; 4] {
+    // A text comes in a frame of at most 64 MiB.
+    u32::try_from(bytes).unwrap_or(u32::MAX).to_le_bytes()
+}
+
+fn parse(frame: &[u8]) -> Result<Answer, Nonsense> {
+    let (kind, rest) = frame.split_first().ok_or(Nonsense)?;
+    let (sequence, rest) = rest.split_first_chunk().ok_or(Nonsense)?;
+    let (exit_code, rest) = rest.split_first_chunk().ok_or(Nonsense)?;
+    let cpu_micros = rest.first_chunk().ok_or(Nonsense)?;
+    let sequence = u64::from_le_bytes(*sequence);
+    match kind {
+        b'R' => Ok(Answer::Ready),
+        b'F' => Ok(Answer::Finished {
+            sequence,
+            exit_code: i32::from_le_bytes(*exit_code),
+            cpu_micros: u64::from_le_bytes(*cpu_micros),
+        }),
+        b'S' => Ok(Answer::Shell { sequence }),
+        _ => Err(Nonsense),
+    }
+}
