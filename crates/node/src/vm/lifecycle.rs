@@ -20,16 +20,6 @@ pub(crate) struct Lifecycle {
 }
 
 impl Lifecycle {
-    /// Where the VM is in its life.
-    #[cfg(test)]
-    pub(crate) fn state(self) -> VmState {
-        if self.ending.is_some() {
-            VmState::Ending
-        } else {
-            VmState::Active
-        }
-    }
-
     /// Takes note. `Some` when this is what ends the VM: the caller then ends it for that reason.
     pub(crate) fn note(&mut self, happening: Happening) -> Option<Ending> {
         if self.ending.is_some() {
