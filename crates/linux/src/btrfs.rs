@@ -88,7 +88,10 @@ fn split(path: &Path) -> io::Result<(OwnedFd, &str)> {
 
 fn put_name<const N: usize>(to: &mut [u8; N], name: &str) -> io::Result<()> {
     if name.len() >= N || name.len() > 255 {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the name is too long"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "the name is too long",
+        ));
     }
     to[..name.len()].copy_from_slice(name.as_bytes());
     Ok(())
@@ -108,8 +111,13 @@ pub fn is_btrfs(path: &Path) -> io::Result<bool> {
 /// `EEXIST` when there is something already.
 pub fn create_subvolume(path: &Path) -> io::Result<()> {
     let (parent, name) = split(path)?;
-    let mut arguments =
-        VolumeArgumentsV2 { fd: 0, transid: 0, flags: 0, unused: [0; 4], name: [0; 4040] };
+    let mut arguments = VolumeArgumentsV2 {
+        fd: 0,
+        transid: 0,
+        flags: 0,
+        unused: [0; 4],
+        name: [0; 4040],
+    };
     put_name(&mut arguments.name, name)?;
     // SAFETY: this code takes a btrfs_ioctl_vol_args_v2.
     unsafe { ioctl(parent, SUBVOL_CREATE_V2, &mut arguments) }
@@ -124,8 +132,13 @@ pub fn snapshot(source: &Path, target: &Path, read_only: bool) -> io::Result<()>
     let source = directory(source)?;
     let flags = if read_only { SUBVOL_RDONLY } else { 0 };
     let fd = i64::from(source.as_raw_fd());
-    let mut arguments =
-        VolumeArgumentsV2 { fd, transid: 0, flags, unused: [0; 4], name: [0; 4040] };
+    let mut arguments = VolumeArgumentsV2 {
+        fd,
+        transid: 0,
+        flags,
+        unused: [0; 4],
+        name: [0; 4040],
+    };
     put_name(&mut arguments.name, name)?;
     // SAFETY: this code takes a btrfs_ioctl_vol_args_v2; the source's descriptor is open.
     unsafe { ioctl(parent, SNAP_CREATE_V2, &mut arguments) }
@@ -137,7 +150,10 @@ pub fn snapshot(source: &Path, target: &Path, read_only: bool) -> io::Result<()>
 /// `EBUSY` while it is mounted, `ENOTEMPTY` while it holds other subvolumes.
 pub fn delete_subvolume(path: &Path) -> io::Result<()> {
     let (parent, name) = split(path)?;
-    let mut arguments = VolumeArguments { fd: 0, name: [0; 4088] };
+    let mut arguments = VolumeArguments {
+        fd: 0,
+        name: [0; 4088],
+    };
     put_name(&mut arguments.name, name)?;
     // SAFETY: this code takes a btrfs_ioctl_vol_args.
     match unsafe { ioctl(parent, SNAP_DESTROY, &mut arguments) } {
@@ -151,7 +167,11 @@ pub fn delete_subvolume(path: &Path) -> io::Result<()> {
 /// # Errors
 /// The system's.
 pub fn subvolume_id(path: &Path) -> io::Result<u64> {
-    let mut lookup = InodeLookup { treeid: 0, objectid: FIRST_FREE_OBJECTID, name: [0; 4080] };
+    let mut lookup = InodeLookup {
+        treeid: 0,
+        objectid: FIRST_FREE_OBJECTID,
+        name: [0; 4080],
+    };
     // SAFETY: this code takes a btrfs_ioctl_ino_lookup_args.
     unsafe { ioctl(directory(path)?, INO_LOOKUP, &mut lookup)? };
     Ok(lookup.treeid)
@@ -162,7 +182,10 @@ pub fn subvolume_id(path: &Path) -> io::Result<u64> {
 /// # Errors
 /// `EINVAL` on a kernel before 6.7, `EEXIST` where classic quota groups are on.
 pub fn enable_simple_quotas(path: &Path) -> io::Result<()> {
-    let mut control = QuotaControl { command: QUOTA_ENABLE_SIMPLE, status: 0 };
+    let mut control = QuotaControl {
+        command: QUOTA_ENABLE_SIMPLE,
+        status: 0,
+    };
     // SAFETY: this code takes a btrfs_ioctl_quota_ctl_args.
     unsafe { ioctl(directory(path)?, QUOTA_CTL, &mut control) }
 }

@@ -54,8 +54,11 @@ pub struct LoopDevice {
 /// `ENOENT` for `/dev/loop-control` where the host offers no loop devices; the system's otherwise.
 pub fn attach(file: &Path) -> io::Result<LoopDevice> {
     let backing = rustix::fs::open(file, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-    let control =
-        rustix::fs::open("/dev/loop-control", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let control = rustix::fs::open(
+        "/dev/loop-control",
+        OFlags::RDWR | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     // Another process may take the free device first: ask again.
     for _ in 0..64 {
         // SAFETY: this code takes no argument.
@@ -66,7 +69,10 @@ pub fn attach(file: &Path) -> io::Result<LoopDevice> {
             other => return other,
         }
     }
-    Err(io::Error::new(io::ErrorKind::ResourceBusy, "other processes took every free loop device"))
+    Err(io::Error::new(
+        io::ErrorKind::ResourceBusy,
+        "other processes took every free loop device",
+    ))
 }
 
 fn configure(number: libc::c_long, backing: &OwnedFd) -> io::Result<LoopDevice> {
@@ -74,7 +80,13 @@ fn configure(number: libc::c_long, backing: &OwnedFd) -> io::Result<LoopDevice> 
     if !path.exists() {
         // A container's /dev does not follow the kernel's.
         let minor = u32::try_from(number).map_err(io::Error::other)?;
-        crate::mount::make_device_node(&path, rustix::fs::FileType::BlockDevice, 0o660, MAJOR, minor)?;
+        crate::mount::make_device_node(
+            &path,
+            rustix::fs::FileType::BlockDevice,
+            0o660,
+            MAJOR,
+            minor,
+        )?;
     }
     let device = rustix::fs::open(&path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     // Direct I/O keeps the pool out of the page cache of the file below it; not every file system can.
@@ -85,7 +97,10 @@ fn configure(number: libc::c_long, backing: &OwnedFd) -> io::Result<LoopDevice> 
         }
         other => other?,
     }
-    Ok(LoopDevice { path, _open: device })
+    Ok(LoopDevice {
+        path,
+        _open: device,
+    })
 }
 
 fn set_backing(device: &OwnedFd, backing: &OwnedFd, flags: u32) -> io::Result<()> {
@@ -95,8 +110,7 @@ fn set_backing(device: &OwnedFd, backing: &OwnedFd, flags: u32) -> io::Result<()
     config.block_size = 4096;
     config.info.flags = flags;
     // SAFETY: this code reads a loop_config, which lives through the call.
-    let result =
-        unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE as _, &raw const config) };
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE as _, &raw const config) };
     check(result.into()).map(drop)
 }
 

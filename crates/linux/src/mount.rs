@@ -71,7 +71,13 @@ pub fn mount(
     data: &str,
 ) -> io::Result<()> {
     let data = CString::new(data).map_err(io::Error::other)?;
-    Ok(rustix::mount::mount(source, target, kind, flags, data.as_c_str())?)
+    Ok(rustix::mount::mount(
+        source,
+        target,
+        kind,
+        flags,
+        data.as_c_str(),
+    )?)
 }
 
 /// Mounts `source` on `target` as well; `recursive` takes the mounts below it along.
@@ -106,7 +112,10 @@ pub fn make_read_only(path: &Path) -> io::Result<()> {
 /// The system's.
 pub fn make_private() -> io::Result<()> {
     use rustix::mount::MountPropagationFlags as Propagation;
-    Ok(rustix::mount::mount_change("/", Propagation::PRIVATE | Propagation::REC)?)
+    Ok(rustix::mount::mount_change(
+        "/",
+        Propagation::PRIVATE | Propagation::REC,
+    )?)
 }
 
 /// Makes the mount at `new_root` the root of this mount namespace and detaches the old one.
@@ -115,7 +124,9 @@ pub fn make_private() -> io::Result<()> {
 /// The system's, with the name of the call that failed.
 pub fn pivot(new_root: &Path) -> io::Result<()> {
     let step = |what: &'static str| {
-        move |e: rustix::io::Errno| io::Error::new(io::Error::from(e).kind(), format!("{what}: {e}"))
+        move |e: rustix::io::Errno| {
+            io::Error::new(io::Error::from(e).kind(), format!("{what}: {e}"))
+        }
     };
     rustix::process::chdir(new_root).map_err(step("chdir"))?;
     rustix::process::pivot_root(".", ".").map_err(step("pivot_root"))?;
@@ -130,7 +141,11 @@ pub fn pivot(new_root: &Path) -> io::Result<()> {
 /// The system's.
 pub fn unmount(target: &Path, lazy: bool) -> io::Result<()> {
     use rustix::mount::UnmountFlags;
-    let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+    let flags = if lazy {
+        UnmountFlags::DETACH
+    } else {
+        UnmountFlags::empty()
+    };
     match rustix::mount::unmount(target, flags) {
         Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Ok(()),
         Err(e) => Err(e.into()),
@@ -153,7 +168,9 @@ pub struct MountPoint {
 /// # Errors
 /// When `/proc` cannot be read.
 pub fn mount_points() -> io::Result<Vec<MountPoint>> {
-    Ok(parse_mountinfo(&std::fs::read_to_string("/proc/self/mountinfo")?))
+    Ok(parse_mountinfo(&std::fs::read_to_string(
+        "/proc/self/mountinfo",
+    )?))
 }
 
 fn parse_mountinfo(text: &str) -> Vec<MountPoint> {
@@ -163,7 +180,11 @@ fn parse_mountinfo(text: &str) -> Vec<MountPoint> {
         let mut rest = right.split(' ');
         let kind = rest.next()?.to_owned();
         let source = unescape(rest.next()?);
-        Some(MountPoint { target: target.into(), kind, source })
+        Some(MountPoint {
+            target: target.into(),
+            kind,
+            source,
+        })
     };
     text.lines().filter_map(parse_line).collect()
 }
@@ -213,7 +234,13 @@ pub fn make_device_node(
 /// # Errors
 /// The system's.
 pub fn make_device(path: &Path, mode: u32, major: u32, minor: u32, owner: u32) -> io::Result<()> {
-    make_device_node(path, rustix::fs::FileType::CharacterDevice, mode, major, minor)?;
+    make_device_node(
+        path,
+        rustix::fs::FileType::CharacterDevice,
+        mode,
+        major,
+        minor,
+    )?;
     std::os::unix::fs::chown(path, Some(owner), Some(owner))
 }
 
@@ -250,7 +277,11 @@ mod tests {
                     kind: "btrfs".into(),
                     source: "/dev/loop3".into()
                 },
-                MountPoint { target: "/x\\y".into(), kind: "proc".into(), source: "proc".into() },
+                MountPoint {
+                    target: "/x\\y".into(),
+                    kind: "proc".into(),
+                    source: "proc".into()
+                },
             ]
         );
     }

@@ -38,7 +38,11 @@ pub unsafe fn fork_into(namespaces: libc::c_int) -> io::Result<Fork> {
     // SAFETY: the structure lives through the call and its size is passed; without CLONE_VM this is a fork, sound under
     // this function's own condition.
     let result = unsafe {
-        libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>())
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw mut arguments,
+            size_of::<libc::clone_args>(),
+        )
     };
     let pid = check(result)?;
     Ok(match i32::try_from(pid).ok().and_then(Pid::from_raw) {

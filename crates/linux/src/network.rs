@@ -11,7 +11,12 @@ use std::os::fd::{AsRawFd, OwnedFd};
 /// The system's.
 pub fn control_socket() -> io::Result<OwnedFd> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
-    Ok(socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?)
+    Ok(socket_with(
+        AddressFamily::INET,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?)
 }
 
 fn request(interface: &str) -> io::Result<libc::ifreq> {
@@ -19,7 +24,10 @@ fn request(interface: &str) -> io::Result<libc::ifreq> {
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     let name = interface.as_bytes();
     if name.len() >= request.ifr_name.len() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the interface's name is too long"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "the interface's name is too long",
+        ));
     }
     for (to, from) in request.ifr_name.iter_mut().zip(name) {
         *to = from.cast_signed();
@@ -31,7 +39,9 @@ fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
     let inet = libc::sockaddr_in {
         sin_family: libc::AF_INET as libc::sa_family_t,
         sin_port: 0,
-        sin_addr: libc::in_addr { s_addr: u32::from(address).to_be() },
+        sin_addr: libc::in_addr {
+            s_addr: u32::from(address).to_be(),
+        },
         sin_zero: [0; 8],
     };
     // SAFETY: both are plain data of 16 bytes.
@@ -65,7 +75,10 @@ pub fn set_address(
     prefix: u8,
 ) -> io::Result<()> {
     if prefix > 32 {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a prefix has at most 32 bits"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "a prefix has at most 32 bits",
+        ));
     }
     let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
     let mut wanted = request(interface)?;
@@ -87,7 +100,6 @@ pub fn add_default_route(socket: &OwnedFd, gateway: Ipv4Addr) -> io::Result<()> 
     route.rt_gateway = socket_address(gateway);
     route.rt_flags = libc::RTF_UP | libc::RTF_GATEWAY;
     // SAFETY: SIOCADDRT reads an rtentry, which lives through the call; its device name is null.
-    let result =
-        unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCADDRT as _, &raw const route) };
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCADDRT as _, &raw const route) };
     check(result.into()).map(drop)
 }

@@ -59,7 +59,13 @@ pub fn limit_open_files(wanted: u64) -> io::Result<()> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let hard = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
     let limit = Some(wanted.min(hard));
-    Ok(setrlimit(Resource::Nofile, Rlimit { current: limit, maximum: limit })?)
+    Ok(setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit,
+            maximum: limit,
+        },
+    )?)
 }
 
 #[cfg(test)]
@@ -69,7 +75,13 @@ mod tests {
     #[test]
     fn a_name_with_parentheses_does_not_shift_the_fields() {
         let text = "42 (a) b) S) R 1 42 42 0 -1 4194560 10 0 0 0 0 0 0 0 20 0 1 0 777 1000 1 18";
-        assert_eq!(parse_stat(text), Some(ProcessStat { state: 'R', start_ticks: 777 }));
+        assert_eq!(
+            parse_stat(text),
+            Some(ProcessStat {
+                state: 'R',
+                start_ticks: 777
+            })
+        );
         assert_eq!(parse_stat("42 (x"), None);
     }
 

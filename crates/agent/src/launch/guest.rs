@@ -27,7 +27,9 @@ pub(super) fn run(launch: Launch, listener: OwnedFd, mut go: File, mut done: Fil
         exit();
     }
     drop(done);
-    crate::serve::serve(listener, crate::serve::ServeConfig { token: launch.token })
+    crate::serve::serve(listener, crate::serve::ServeConfig::new(launch.token));
+    // The end of PID 1 is the end of the VM.
+    exit()
 }
 
 fn exit() -> ! {
