@@ -29,7 +29,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// How long the rooms may take to close.
 const CLOSE: Duration = Duration::from_secs(10);
 /// How long threads that block may keep the process.
-const LINGER: Duration = Duration::from_secs(2);
+const LINGER: Duration = Duration::from_millis(500);
 /// For a request's head, and for an idle connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// Connections that the kernel keeps for us.

@@ -19,7 +19,8 @@ use instavm_runtime::driver::NativeDriver;
 use instavm_runtime::image::Source;
 use instavm_store::{Database, StoreError};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio_util::sync::CancellationToken;
@@ -179,12 +180,15 @@ async fn node_findings() -> Vec<Finding> {
         .collect()
 }
 
-async fn open_database(config: &Config) -> Result<Database, StoreError> {
-    Database::open(&database_file(&config.data_dir)).await
-}
-
-fn database_file(data_dir: &Path) -> PathBuf {
-    data_dir.join(DATABASE)
+/// Opens the store. Its file is made first, for its owner alone: SQLite gives its side files the same mode.
+async fn open_database(config: &Config) -> Result<Database, RoomError> {
+    let file = config.data_dir.join(DATABASE);
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(&file)?;
+    Ok(Database::open(&file).await?)
 }
 
 /// What the rows say of the VMs that have not ended.

@@ -178,6 +178,8 @@ fn accounts_are_made_listed_and_disabled_without_a_daemon() {
     assert!(made["api_key"].as_str().unwrap().starts_with("instavm_sk_"));
     let mode = std::fs::metadata(&data).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o700);
+    let store = std::fs::metadata(data.join("instavm.db")).unwrap();
+    assert_eq!(store.permissions().mode() & 0o777, 0o600);
 
     let again = account(&config, &data, &["create", "ada@example.org"]);
     assert_eq!(again.status.code(), Some(1));
