@@ -1,2 +1,29 @@
 //! What connects a VM: links, firewall, DNS.
+//!
+//! Every VM has its own network namespace, one veth link to the host, and a /30 of its own with the host's end as
+//! gateway and resolver. VMs reach the outside by address translation; the host itself, other VMs, link-local and
+//! metadata addresses and the operator's own ranges are always refused. There is no IPv6 on a VM's link.
+//!
+//! The kernel carries all of it: links and firewall stay in force while the daemon is down, and [`Network::open`]
+//! takes them over as they are. [`destroy`] removes everything of an instance and needs no running [`Network`].
 #![forbid(unsafe_code)]
+
+mod conntrack;
+mod firewall;
+mod link;
+mod netlink;
+mod network;
+mod plan;
+mod probe;
+mod reaper;
+mod resolver;
+
+pub use conntrack::ConntrackError;
+pub use firewall::FirewallError;
+pub use link::{Counters, Link, LinkError};
+pub use netlink::WorkerError;
+pub use network::{Network, NetworkConfig, NetworkError, State, destroy, state};
+pub use plan::{DEFAULT_RANGE, Plan, Slot, VMS_PER_SLOT};
+pub use probe::{Probe, ProbeStatus, probe};
+pub use reaper::ReapError;
+pub use resolver::ResolverError;

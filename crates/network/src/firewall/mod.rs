@@ -1,0 +1,226 @@
+//! The firewall of an instance: one nftables table, replaced as a whole in one transaction.
+//!
+//! No rule names a VM. The table tells VMs by the names of their links (`iv<slot>h*`) and their sources by the route
+//! back, so attaching a VM changes nothing here, and the table stays right while the daemon is down. What a packet from
+//! a VM meets, in order:
+//!
+//! | chain | priority | what it does |
+//! |---|---|---|
+//! | `source` | before connection tracking | drops what is not IPv4 and every source but the VM's own address |
+//! | `floor` | before any address translation | refuses the host (except DNS and ping at the gateway), all VMs, link-local and metadata addresses, multicast, and the operator's ranges |
+//! | `redirects` | destination NAT | sends DNS for the gateway to the instance's resolver |
+//! | `to_host` | input | lets through replies, the redirected DNS and ping; refuses the rest |
+//! | `outbound` | forward | clamps segment sizes, refuses the floor again in case another table has rewritten the destination |
+//! | `inbound` | forward | lets only replies to a VM |
+//! | `translate` | source NAT | masquerades what leaves by a link that is no VM's |
+//!
+//! The floor stands before address translation, so that no destination NAT of another table opens it. Policies of
+//! single VMs belong into verdict maps keyed by the link's name: for redirects to a proxy in `redirects`, for the rest
+//! in `outbound` behind the floor. Their elements come with the same transaction ([`Firewall::install`]).
+//!
+//! Rules of other tables are left alone, and ours touch no packet that neither comes from nor goes to a VM's link. The
+//! one exception is the resolver's port: what reaches the marked resolver sockets from elsewhere is dropped. The mark
+//! needs CAP_NET_ADMIN to set, so while the daemon is down nobody else can take the port and serve VMs.
+
+mod grammar;
+mod ruleset;
+
+use crate::plan::{Plan, Slot};
+use ipnet::Ipv4Net;
+use nftables::batch::Batch;
+use nftables::helper::NftablesError;
+use nftables::schema::{NfCmd, NfListObject, NfObject, Nftables, Table};
+use nftables::types::NfFamily;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The mark of the resolver's sockets: bits that the usual masks of routing rules do not cover.
+pub(crate) const SOCKET_MARK: u32 = 0x20b7;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Why the firewall could not be set or read.
+#[derive(Debug, thiserror::Error)]
+pub enum FirewallError {
+    /// There is no `nft` program.
+    #[error("the program nft is missing. FIX: install the package nftables")]
+    Missing,
+    /// It failed.
+    #[error(
+        "{operation} failed: {said}. FIX: run as root with CAP_NET_ADMIN on a kernel with nf_tables, and nftables 1.0 or newer"
+    )]
+    Failed {
+        /// What it was to do.
+        operation: &'static str,
+        /// The first line that it said.
+        said: String,
+        /// How it failed.
+        #[source]
+        source: Box<NftablesError>,
+    },
+    /// It did not end in time.
+    #[error("{operation} took longer than {} s", DEADLINE.as_secs())]
+    Timeout {
+        /// What it was to do.
+        operation: &'static str,
+    },
+}
+
+/// What the table of an instance is made from.
+#[derive(Clone, Debug)]
+pub(crate) struct Firewall {
+    /// Addresses and link names.
+    pub(crate) plan: Plan,
+    /// Further ranges that no VM reaches.
+    pub(crate) denied: Vec<Ipv4Net>,
+    /// Where the resolver listens.
+    pub(crate) resolver_port: u16,
+}
+
+impl Firewall {
+    /// Puts the table in force, in place of an older one of the same slot, in one transaction: at no moment is a packet
+    /// judged by half a table or by none. Connections that are open stay open.
+    pub(crate) async fn install(&self) -> Result<(), FirewallError> {
+        apply("loading the firewall table", &ruleset::table(self)).await
+    }
+
+    /// Loads the table in check mode: nothing changes.
+    pub(crate) async fn check(&self) -> Result<(), FirewallError> {
+        run(
+            "checking the firewall table",
+            &ruleset::table(self),
+            &["-c"],
+        )
+        .await
+    }
+}
+
+/// Removes the table of a slot; there may be none.
+pub(crate) async fn remove(slot: Slot) -> Result<(), FirewallError> {
+    let mut batch = Batch::new();
+    // Adding first makes deleting right in both cases.
+    batch.add(table_of(slot));
+    batch.delete(table_of(slot));
+    apply("removing the firewall table", &batch.to_nftables()).await
+}
+
+/// Whether the table of a slot is in force.
+pub(crate) async fn installed(slot: Slot) -> Result<bool, FirewallError> {
+    let tables = list(&["list", "tables"]).await?;
+    Ok(tables.iter().any(|object| {
+        object.get("table").is_some_and(|table| {
+            table.get("family").is_some_and(|family| family == "inet")
+                && table.get("name").is_some_and(|name| *name == slot.table())
+        })
+    }))
+}
+
+/// Base chains of other tables that drop forwarded packets by default: `table/chain`.
+pub(crate) async fn foreign_forward_drops() -> Result<Vec<String>, FirewallError> {
+    let chains = list(&["list", "chains"]).await?;
+    let text = |chain: &serde_json::Value, key: &str| {
+        chain
+            .get(key)
+            .and_then(|value| value.as_str())
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let drops = chains
+        .iter()
+        .filter_map(|object| object.get("chain"))
+        .filter(|chain| text(chain, "hook") == "forward" && text(chain, "policy") == "drop");
+    Ok(drops
+        .map(|chain| {
+            format!(
+                "{} {}/{}",
+                text(chain, "family"),
+                text(chain, "table"),
+                text(chain, "name")
+            )
+        })
+        .collect())
+}
+
+fn table_of(slot: Slot) -> NfListObject<'static> {
+    NfListObject::Table(Table {
+        family: NfFamily::INet,
+        name: slot.table().into(),
+        handle: None,
+    })
+}
+
+/// Objects that `nft` lists. They are read as plain JSON: tables of others may hold what our library does not know.
+async fn list(arguments: &[&str]) -> Result<Vec<serde_json::Value>, FirewallError> {
+    let operation = "listing the firewall";
+    let program = program()?;
+    let listing = nftables::helper::get_current_ruleset_raw_async(Some(&program), arguments);
+    let listing = deadline(operation, listing).await?;
+    let mut document: serde_json::Value = serde_json::from_str(&listing)
+        .map_err(|source| failed(operation)(NftablesError::NftInvalidJson(source)))?;
+    Ok(
+        match document.get_mut("nftables").map(serde_json::Value::take) {
+            Some(serde_json::Value::Array(objects)) => objects,
+            _ => Vec::new(),
+        },
+    )
+}
+
+async fn apply(operation: &'static str, rules: &Nftables<'_>) -> Result<(), FirewallError> {
+    run(operation, rules, &[]).await
+}
+
+async fn run(
+    operation: &'static str,
+    rules: &Nftables<'_>,
+    arguments: &[&str],
+) -> Result<(), FirewallError> {
+    let program = program()?;
+    let arguments = arguments.iter().copied();
+    let applied = nftables::helper::apply_ruleset_with_args_async(rules, Some(&program), arguments);
+    deadline(operation, applied).await
+}
+
+async fn deadline<T>(
+    operation: &'static str,
+    work: impl Future<Output = Result<T, NftablesError>>,
+) -> Result<T, FirewallError> {
+    match tokio::time::timeout(DEADLINE, work).await {
+        Ok(result) => result.map_err(failed(operation)),
+        Err(_) => Err(FirewallError::Timeout { operation }),
+    }
+}
+
+fn failed(operation: &'static str) -> impl FnOnce(NftablesError) -> FirewallError {
+    move |source| {
+        let said = match &source {
+            NftablesError::NftFailed { stderr, .. } => stderr
+                .lines()
+                .find(|line| !line.trim().is_empty())
+                .unwrap_or_default()
+                .to_owned(),
+            other => other.to_string(),
+        };
+        FirewallError::Failed {
+            operation,
+            said,
+            source: Box::new(source),
+        }
+    }
+}
+
+/// `nft` from the search path, or from where systems keep it for root.
+fn program() -> Result<PathBuf, FirewallError> {
+    let searched = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&searched)
+        .chain([
+            Path::new("/usr/sbin").to_owned(),
+            Path::new("/sbin").to_owned(),
+        ])
+        .map(|directory| directory.join("nft"))
+        .find(|candidate| candidate.is_file())
+        .ok_or(FirewallError::Missing)
+}
+
+fn add(objects: &mut Vec<NfObject<'static>>, object: NfListObject<'static>) {
+    objects.push(NfObject::CmdObject(NfCmd::Add(object)));
+}

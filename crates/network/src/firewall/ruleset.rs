@@ -1,0 +1,347 @@
+//! The table of an instance, rule by rule.
+
+use super::grammar::{
+    Expr, Stmt, accept, any, clamp_segment_size, ct, drop, equal, faster_than, fib, field, jump,
+    masked, masquerade, meta, one_of, prefix, prohibit, redirect, reset, socket_mark, text,
+    unequal,
+};
+use super::{Firewall, SOCKET_MARK, add, table_of};
+use ipnet::Ipv4Net;
+use nftables::expr::{Expression, FibFlag, FibResult, MetaKey};
+use nftables::schema::{
+    Chain, NfCmd, NfListObject, NfObject, Nftables, Rule, Set, SetFlag, SetType, SetTypeValue,
+};
+use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
+use std::borrow::Cow;
+use std::net::Ipv4Addr;
+
+/// What a VM never reaches by forwarding, beside all VMs and the operator's ranges: loopback, link-local with the usual
+/// metadata address, the metadata addresses of clouds that lie elsewhere, multicast, and addresses that are no one's.
+const FLOOR: [(Ipv4Addr, u8); 8] = [
+    (Ipv4Addr::new(0, 0, 0, 0), 8),
+    (Ipv4Addr::new(127, 0, 0, 0), 8),
+    (Ipv4Addr::new(169, 254, 0, 0), 16),
+    (Ipv4Addr::new(100, 100, 100, 200), 32),
+    (Ipv4Addr::new(168, 63, 129, 16), 32),
+    (Ipv4Addr::new(192, 0, 0, 192), 32),
+    (Ipv4Addr::new(224, 0, 0, 0), 4),
+    (Ipv4Addr::new(240, 0, 0, 0), 4),
+];
+
+const FLOOR_SET: &str = "floor_addresses";
+/// DNS packets a second that one VM may send, and how many at once.
+const DNS_RATE: (u32, u32) = (500, 500);
+const DNS_PORT: u32 = 53;
+
+/// Priorities of our chains. Filters go a little before those of other tables, so that their `accept` is not asked.
+const BEFORE_TRACKING: i32 = -300;
+const BEFORE_NAT: i32 = -150;
+const DESTINATION_NAT: i32 = -100;
+const BEFORE_FILTERS: i32 = -10;
+const SOURCE_NAT: i32 = 100;
+
+/// The transaction that puts the table in force.
+pub(super) fn table(firewall: &Firewall) -> Nftables<'static> {
+    let mut writer = Writer::new(firewall);
+    writer.sets();
+    writer.refuse();
+    writer.source();
+    writer.floor();
+    writer.redirects();
+    writer.input();
+    writer.forward();
+    writer.translate();
+    Nftables {
+        objects: Cow::Owned(writer.objects),
+    }
+}
+
+struct Writer<'a> {
+    firewall: &'a Firewall,
+    objects: Vec<NfObject<'static>>,
+}
+
+impl<'a> Writer<'a> {
+    fn new(firewall: &'a Firewall) -> Self {
+        let mut writer = Self {
+            firewall,
+            objects: Vec::new(),
+        };
+        // Add, delete, add: the kernel sees one replacement, whether there was a table or not.
+        add(&mut writer.objects, table_of(firewall.plan.slot()));
+        writer
+            .objects
+            .push(NfObject::CmdObject(NfCmd::Delete(table_of(
+                firewall.plan.slot(),
+            ))));
+        add(&mut writer.objects, table_of(firewall.plan.slot()));
+        writer
+    }
+
+    /// Programs in the VM are to fail at once and not to wait: TCP gets a reset, because the kernel sends only a few ICMP
+    /// errors a second to one address.
+    fn refuse(&mut self) {
+        self.chain("refuse");
+        self.rule(
+            "refuse",
+            vec![equal(meta(MetaKey::L4proto), text("tcp")), reset()],
+        );
+        self.rule("refuse", vec![prohibit()]);
+    }
+
+    fn sets(&mut self) {
+        let fixed = FLOOR
+            .iter()
+            .map(|(address, length)| Ipv4Net::new_assert(*address, *length));
+        let all: Vec<Ipv4Net> = fixed
+            .chain([self.firewall.plan.range()])
+            .chain(self.firewall.denied.iter().map(Ipv4Net::trunc))
+            .collect();
+        let elements: Vec<Expr> = Ipv4Net::aggregate(&all).into_iter().map(prefix).collect();
+        let set = Set {
+            family: NfFamily::INet,
+            table: self.name(),
+            name: FLOOR_SET.into(),
+            handle: None,
+            set_type: SetTypeValue::Single(SetType::Ipv4Addr),
+            policy: None,
+            flags: Some([SetFlag::Interval].into()),
+            elem: Some(Cow::Owned(elements)),
+            timeout: None,
+            gc_interval: None,
+            size: None,
+            comment: None,
+        };
+        add(&mut self.objects, NfListObject::Set(Box::new(set)));
+    }
+
+    fn source(&mut self) {
+        let (mask, pattern) = self.firewall.plan.vm_pattern();
+        self.chain("source");
+        self.rule(
+            "source",
+            vec![unequal(meta(MetaKey::Nfproto), text("ipv4")), drop()],
+        );
+        let source = masked(field("ip", "saddr"), mask);
+        self.rule(
+            "source",
+            vec![unequal(source, text(pattern.to_string())), drop()],
+        );
+        let way_back = fib(FibResult::Oif, &[FibFlag::Saddr, FibFlag::Iif]);
+        self.rule(
+            "source",
+            vec![equal(way_back, Expression::Boolean(false)), drop()],
+        );
+        self.hook("guard", NfHook::Prerouting, BEFORE_TRACKING);
+        self.rule("guard", vec![self.comes_from_vm(), jump("source")]);
+    }
+
+    fn floor(&mut self) {
+        let at_gateway = || {
+            equal(
+                fib(FibResult::Type, &[FibFlag::Daddr, FibFlag::Iif]),
+                text("local"),
+            )
+        };
+        let (rate, burst) = DNS_RATE;
+        self.chain("gateway");
+        self.rule(
+            "gateway",
+            vec![
+                equal(field("udp", "dport"), Expression::Number(DNS_PORT)),
+                faster_than("dns_rate", rate, burst),
+                drop(),
+            ],
+        );
+        self.rule("gateway", vec![dns().0, dns().1, accept()]);
+        self.rule("gateway", vec![ping(), accept()]);
+        self.rule("gateway", vec![refuse()]);
+
+        self.chain("floor");
+        self.rule("floor", vec![any(ct("state"), &["invalid"]), drop()]);
+        self.rule("floor", reply());
+        self.rule("floor", vec![at_gateway(), jump("gateway")]);
+        let special = one_of(&["local", "broadcast", "anycast", "multicast"]);
+        self.rule(
+            "floor",
+            vec![
+                equal(fib(FibResult::Type, &[FibFlag::Daddr]), special),
+                refuse(),
+            ],
+        );
+        self.rule("floor", vec![floor_destination(), refuse()]);
+        self.hook("before_nat", NfHook::Prerouting, BEFORE_NAT);
+        self.rule("before_nat", vec![self.comes_from_vm(), jump("floor")]);
+    }
+
+    fn redirects(&mut self) {
+        self.base(
+            "redirects",
+            NfChainType::NAT,
+            NfHook::Prerouting,
+            DESTINATION_NAT,
+        );
+        let at_gateway = equal(
+            fib(FibResult::Type, &[FibFlag::Daddr, FibFlag::Iif]),
+            text("local"),
+        );
+        let port = self.firewall.resolver_port;
+        self.rule(
+            "redirects",
+            vec![
+                self.comes_from_vm(),
+                at_gateway,
+                dns().0,
+                dns().1,
+                redirect(port),
+            ],
+        );
+    }
+
+    fn input(&mut self) {
+        let ours = || equal(socket_mark(), Expression::Number(SOCKET_MARK));
+        self.chain("to_host");
+        self.rule(
+            "to_host",
+            vec![any(ct("state"), &["established", "related"]), accept()],
+        );
+        self.rule(
+            "to_host",
+            vec![any(ct("status"), &["dnat"]), ours(), accept()],
+        );
+        self.rule("to_host", vec![ping(), accept()]);
+        self.rule("to_host", vec![refuse()]);
+        self.hook("input", NfHook::Input, BEFORE_FILTERS);
+        self.rule("input", vec![self.comes_from_vm(), jump("to_host")]);
+        let port = Expression::Number(u32::from(self.firewall.resolver_port));
+        let (protocol, destination) = (dns().0, equal(field("th", "dport"), port));
+        self.rule(
+            "input",
+            vec![
+                self.comes_from_elsewhere(),
+                protocol,
+                destination,
+                ours(),
+                drop(),
+            ],
+        );
+    }
+
+    fn forward(&mut self) {
+        let syn = || any(field("tcp", "flags"), &["syn"]);
+        self.chain("outbound");
+        self.rule("outbound", vec![syn(), clamp_segment_size()]);
+        self.rule("outbound", vec![floor_destination(), refuse()]);
+        self.chain("inbound");
+        self.rule("inbound", vec![syn(), clamp_segment_size()]);
+        self.rule("inbound", reply());
+        self.rule("inbound", vec![drop()]);
+        self.hook("forward", NfHook::Forward, BEFORE_FILTERS);
+        self.rule("forward", vec![self.comes_from_vm(), jump("outbound")]);
+        self.rule(
+            "forward",
+            vec![equal(meta(MetaKey::Oifname), self.links()), jump("inbound")],
+        );
+    }
+
+    fn translate(&mut self) {
+        self.base(
+            "translate",
+            NfChainType::NAT,
+            NfHook::Postrouting,
+            SOURCE_NAT,
+        );
+        let ours = equal(
+            field("ip", "saddr"),
+            prefix(self.firewall.plan.slot_range()),
+        );
+        let leaves = unequal(meta(MetaKey::Oifname), self.links());
+        // A refusal carries the address that was refused, which may be a VM's: it must arrive with that.
+        let outside = unequal(field("ip", "daddr"), prefix(self.firewall.plan.range()));
+        self.rule("translate", vec![ours, leaves, outside, masquerade()]);
+    }
+
+    fn name(&self) -> Cow<'static, str> {
+        self.firewall.plan.slot().table().into()
+    }
+
+    fn links(&self) -> Expr {
+        text(format!("{}*", self.firewall.plan.slot().link_prefix()))
+    }
+
+    fn comes_from_vm(&self) -> Stmt {
+        equal(meta(MetaKey::Iifname), self.links())
+    }
+
+    fn comes_from_elsewhere(&self) -> Stmt {
+        unequal(meta(MetaKey::Iifname), self.links())
+    }
+
+    fn chain(&mut self, name: &'static str) {
+        let chain = Chain {
+            family: NfFamily::INet,
+            table: self.name(),
+            name: name.into(),
+            ..Chain::default()
+        };
+        add(&mut self.objects, NfListObject::Chain(chain));
+    }
+
+    fn hook(&mut self, name: &'static str, hook: NfHook, priority: i32) {
+        self.base(name, NfChainType::Filter, hook, priority);
+    }
+
+    fn base(&mut self, name: &'static str, kind: NfChainType, hook: NfHook, priority: i32) {
+        let chain = Chain {
+            family: NfFamily::INet,
+            table: self.name(),
+            name: name.into(),
+            _type: Some(kind),
+            hook: Some(hook),
+            prio: Some(priority),
+            policy: Some(NfChainPolicy::Accept),
+            ..Chain::default()
+        };
+        add(&mut self.objects, NfListObject::Chain(chain));
+    }
+
+    fn rule(&mut self, chain: &'static str, statements: Vec<Stmt>) {
+        let rule = Rule {
+            family: NfFamily::INet,
+            table: self.name(),
+            chain: chain.into(),
+            expr: Cow::Owned(statements),
+            ..Rule::default()
+        };
+        add(&mut self.objects, NfListObject::Rule(rule));
+    }
+}
+
+/// UDP or TCP, to the DNS port.
+fn dns() -> (Stmt, Stmt) {
+    (
+        equal(meta(MetaKey::L4proto), one_of(&["tcp", "udp"])),
+        equal(field("th", "dport"), Expression::Number(DNS_PORT)),
+    )
+}
+
+fn refuse() -> Stmt {
+    jump("refuse")
+}
+
+fn ping() -> Stmt {
+    equal(field("icmp", "type"), text("echo-request"))
+}
+
+/// Lets through what answers a connection that the other side has opened.
+fn reply() -> Vec<Stmt> {
+    vec![
+        any(ct("state"), &["established", "related"]),
+        equal(ct("direction"), text("reply")),
+        accept(),
+    ]
+}
+
+fn floor_destination() -> Stmt {
+    equal(field("ip", "daddr"), text(format!("@{FLOOR_SET}")))
+}

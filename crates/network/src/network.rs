@@ -1,0 +1,301 @@
+//! The network of one instance, as the node sees it.
+
+use crate::conntrack::ConntrackError;
+use crate::firewall::{self, Firewall, FirewallError};
+use crate::link::{self, Counters, Link, LinkError};
+use crate::netlink::{Worker, WorkerError};
+use crate::plan::{DEFAULT_RANGE, Plan, Slot, VMS_PER_SLOT};
+use crate::reaper::{self, ReapError, Reaper};
+use crate::resolver::{ResolverError, Sockets};
+use ipnet::{IpNet, Ipv4Net};
+use rustix::io::Errno;
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// The switch that makes the host forward packets.
+pub(crate) const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
+
+/// Why the network cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// The configured range does not start a /14.
+    #[error(
+        "network range {0} does not start a /14. FIX: use an address such as 100.64.0.0 or 10.64.0.0"
+    )]
+    Range(Ipv4Addr),
+    /// Forwarding is off and cannot be turned on.
+    #[error(
+        "turning on IPv4 forwarding. FIX: run `sysctl -w net.ipv4.ip_forward=1` on the host, or run the daemon where /proc/sys is writable"
+    )]
+    Forwarding(#[source] std::io::Error),
+    /// Links.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// Links and what they leave behind.
+    #[error(transparent)]
+    Reap(#[from] ReapError),
+    /// The firewall.
+    #[error(transparent)]
+    Firewall(#[from] FirewallError),
+    /// The resolver.
+    #[error(transparent)]
+    Resolver(#[from] ResolverError),
+    /// Tracked connections.
+    #[error(transparent)]
+    Conntrack(#[from] ConntrackError),
+}
+
+impl From<WorkerError> for NetworkError {
+    fn from(error: WorkerError) -> Self {
+        Self::Link(error.into())
+    }
+}
+
+/// What a network is made from.
+#[derive(Clone, Debug)]
+pub struct NetworkConfig {
+    /// The instance's number on its host.
+    pub slot: Slot,
+    /// The first address of the /14 that all instances of the host share.
+    pub range: Ipv4Addr,
+    /// Further ranges that no VM reaches. VMs have no IPv6, so IPv6 ranges are closed anyway.
+    pub denied: Vec<IpNet>,
+    /// The resolvers that VMs' questions are passed on to; `None` for those of the host's `/etc/resolv.conf`.
+    pub resolvers: Option<Vec<SocketAddr>>,
+}
+
+impl NetworkConfig {
+    /// The defaults for a slot.
+    #[must_use]
+    pub fn new(slot: Slot) -> Self {
+        Self {
+            slot,
+            range: DEFAULT_RANGE,
+            denied: Vec::new(),
+            resolvers: None,
+        }
+    }
+}
+
+/// The network of a running instance.
+#[derive(Debug)]
+pub struct Network {
+    plan: Plan,
+    worker: Worker,
+    reaper: Reaper,
+    mtu: u32,
+    stop: CancellationToken,
+}
+
+impl Network {
+    /// Puts the instance's network in force, or takes it over after a restart: living VMs and their open connections
+    /// notice nothing. Its tasks run on `tracker` and end on `stop`, after the links that are still to go.
+    pub async fn open(
+        config: NetworkConfig,
+        tracker: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Result<Self, NetworkError> {
+        let plan = Plan::new(config.slot, config.range).ok_or(NetworkError::Range(config.range))?;
+        let stop = stop.child_token();
+        // Whatever fails from here on ends the tasks that were started.
+        let guard = stop.clone().drop_guard();
+        enable_forwarding()?;
+        let worker = Worker::start(tracker, stop.clone()).await?;
+        let (mtu, _) = worker.run(link::uplink_mtu).await??;
+        let sockets = Sockets::bind(&plan)?;
+        let denied = config.denied.iter().filter_map(ipv4).collect();
+        Firewall {
+            plan,
+            denied,
+            resolver_port: sockets.port(),
+        }
+        .install()
+        .await?;
+        sockets.serve(plan, config.resolvers, tracker, stop.clone());
+        // The reaper's worker ends with the reaper, which outlasts `stop` until its queue is empty.
+        let slow = Worker::start(tracker, CancellationToken::new()).await?;
+        forget_absent(plan, &slow).await?;
+        let reaper = Reaper::start(plan, slow, tracker, stop.clone());
+        Ok(Self {
+            plan,
+            worker,
+            reaper,
+            mtu,
+            stop: guard.disarm(),
+        })
+    }
+
+    /// Who owns which address.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Gives the VM whose first process is `pid` its link: `eth0` in that process's network namespace, to be configured
+    /// from inside by what is returned. A link that an earlier VM has left under this index is removed first.
+    pub async fn attach(&self, index: u16, pid: i32) -> Result<Link, NetworkError> {
+        check_index(index)?;
+        let plan = self.plan;
+        if self.reaper.reclaim(index).await
+            && let Err(error) = self.take_down(index).await
+        {
+            self.reaper.add(index);
+            return Err(error);
+        }
+        match self.create(index, pid).await {
+            Err(NetworkError::Link(error)) if error.is(Errno::EXIST) => {
+                tracing::warn!(
+                    link = plan.slot().link_name(index),
+                    "replacing a link that was left behind"
+                );
+                self.take_down(index).await?;
+                self.create(index, pid).await
+            }
+            done => done,
+        }
+    }
+
+    /// Removes a VM's link, behind: returns at once. The index can be given again at once, too; attaching waits then.
+    /// Call it for every VM that has ended, also when its namespace has taken the link along: the host's memory of its
+    /// connections goes here.
+    pub fn detach(&self, index: u16) {
+        if index < VMS_PER_SLOT {
+            self.reaper.add(index);
+        }
+    }
+
+    /// Waits until every detached link is gone.
+    pub async fn settled(&self) {
+        self.reaper.idle().await;
+    }
+
+    /// How many detached links are still to go.
+    #[must_use]
+    pub fn leaving(&self) -> usize {
+        self.reaper.len()
+    }
+
+    /// What crossed a VM's link.
+    pub async fn counters(&self, index: u16) -> Result<Counters, NetworkError> {
+        check_index(index)?;
+        let name = self.plan.slot().link_name(index);
+        Ok(self
+            .worker
+            .run(move |handle| link::counters(handle, name))
+            .await??)
+    }
+
+    /// The indices of the instance's links that the kernel has, ascending.
+    pub async fn links(&self) -> Result<Vec<u16>, NetworkError> {
+        let slot = self.plan.slot();
+        Ok(self
+            .worker
+            .run(move |handle| link::list(handle, slot))
+            .await??)
+    }
+
+    /// Ends the resolver and the tasks; links and firewall stay in force for the next start. What is still to go goes
+    /// before the tracker's tasks have ended.
+    pub fn close(&self) {
+        self.stop.cancel();
+    }
+
+    async fn create(&self, index: u16, pid: i32) -> Result<Link, NetworkError> {
+        let (plan, mtu) = (self.plan, self.mtu);
+        let pid = u32::try_from(pid).unwrap_or(0);
+        Ok(self
+            .worker
+            .run(move |handle| link::create(handle, plan, index, pid, mtu))
+            .await??)
+    }
+
+    async fn take_down(&self, index: u16) -> Result<(), NetworkError> {
+        let plan = self.plan;
+        let job = move |handle| reaper::take_down(handle, plan, vec![index]);
+        Ok(self.worker.run(job).await??)
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// What the kernel holds of an instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    /// The firewall table is in force.
+    pub firewall: bool,
+    /// The indices of its links, ascending.
+    pub links: Vec<u16>,
+}
+
+/// What the kernel holds of an instance, without changing anything.
+pub async fn state(slot: Slot) -> Result<State, NetworkError> {
+    let firewall = firewall::installed(slot).await?;
+    let links = with_worker(move |handle| link::list(handle, slot)).await??;
+    Ok(State { firewall, links })
+}
+
+/// Removes every link and the firewall table of an instance. It need not run, and there need not be anything.
+pub async fn destroy(slot: Slot) -> Result<(), NetworkError> {
+    with_worker(move |handle| async move {
+        let links = link::list(handle.clone(), slot).await?;
+        reaper::delete_all(handle, slot, links).await
+    })
+    .await??;
+    // The firewall goes last: no VM has a link without one.
+    Ok(firewall::remove(slot).await?)
+}
+
+pub(crate) async fn with_worker<T, F, Fut>(job: F) -> Result<T, WorkerError>
+where
+    T: Send + 'static,
+    F: FnOnce(rtnetlink::Handle) -> Fut + Send + 'static,
+    Fut: Future<Output = T> + Send + 'static,
+{
+    let tracker = TaskTracker::new();
+    let worker = Worker::start(&tracker, CancellationToken::new()).await?;
+    let result = worker.run(job).await;
+    drop(worker);
+    tracker.close();
+    tracker.wait().await;
+    result
+}
+
+/// Forgets connections of VMs whose links are gone: a daemon that was killed may have missed their end.
+async fn forget_absent(plan: Plan, worker: &Worker) -> Result<(), NetworkError> {
+    worker
+        .run(move |handle| async move {
+            let links: BTreeSet<u16> = link::list(handle, plan.slot()).await?.into_iter().collect();
+            reaper::forget(plan, move |index| !links.contains(&index)).await?;
+            Ok::<_, NetworkError>(())
+        })
+        .await?
+}
+
+fn enable_forwarding() -> Result<(), NetworkError> {
+    let on = std::fs::read_to_string(IP_FORWARD).is_ok_and(|value| value.trim() == "1");
+    if on {
+        return Ok(());
+    }
+    tracing::info!("turning on IPv4 forwarding");
+    std::fs::write(IP_FORWARD, "1").map_err(NetworkError::Forwarding)
+}
+
+fn check_index(index: u16) -> Result<(), NetworkError> {
+    if index < VMS_PER_SLOT {
+        Ok(())
+    } else {
+        Err(LinkError::Index(index).into())
+    }
+}
+
+fn ipv4(net: &IpNet) -> Option<Ipv4Net> {
+    match net {
+        IpNet::V4(net) => Some(*net),
+        IpNet::V6(_) => None,
+    }
+}
