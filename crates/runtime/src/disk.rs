@@ -284,7 +284,15 @@ fn format_pool_file(data_dir: &Path, file: &Path, size: Option<u64>) -> Result<(
     };
     make().map_err(pool("make the pool file", fix))?;
     let output = Command::new("mkfs.btrfs")
-        .args(["--quiet", "--force", "--nodiscard", "--metadata", "single", "--data", "single"])
+        .args([
+            "--quiet",
+            "--force",
+            "--nodiscard",
+            "--metadata",
+            "single",
+            "--data",
+            "single",
+        ])
         .arg(&draft)
         .output()
         .map_err(pool("run mkfs.btrfs", "install btrfs-progs"))?;

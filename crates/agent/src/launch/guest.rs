@@ -73,7 +73,10 @@ fn name_files(launch: &Launch) -> io::Result<()> {
     replace(Path::new("/etc/hostname"), &format!("{hostname}\n"))?;
     replace(Path::new("/etc/hosts"), &hosts)?;
     if let Some(network) = &launch.network {
-        replace(Path::new("/etc/resolv.conf"), &format!("nameserver {}\n", network.resolver))?;
+        replace(
+            Path::new("/etc/resolv.conf"),
+            &format!("nameserver {}\n", network.resolver),
+        )?;
     }
     Ok(())
 }

@@ -18,7 +18,9 @@ pub(super) fn launch() -> Result<(), LaunchError> {
     // SAFETY: nothing else uses descriptor 0 from here on.
     let mut node = File::from(unsafe { OwnedFd::from_raw_fd(0) });
     let launch: Launch = receive(&mut node).map_err(LaunchError::at("read the launch"))?;
-    rustix::process::setsid().map_err(io::Error::from).map_err(LaunchError::at("setsid"))?;
+    rustix::process::setsid()
+        .map_err(io::Error::from)
+        .map_err(LaunchError::at("setsid"))?;
     rustix::process::umask(rustix::fs::Mode::empty());
     join_cgroups(&launch.cgroups)?;
     let listener = bind(Path::new(&launch.socket)).map_err(LaunchError::at("bind the socket"))?;
@@ -63,12 +65,16 @@ impl FirstProcess {
             .map_err(LaunchError::at("map the user namespace"))?;
         mounts::build(launch, self.pid, tree.as_fd())?;
         drop(tree);
-        let spawned = Progress::Spawned { pid: self.pid.as_raw_nonzero().get() };
+        let spawned = Progress::Spawned {
+            pid: self.pid.as_raw_nonzero().get(),
+        };
         send(&mut io::stdout(), &spawned).map_err(LaunchError::at("report"))?;
         let Proceed = receive(&mut node).map_err(LaunchError::at("wait for the link"))?;
-        go.write_all(&[1]).map_err(LaunchError::at("let the first process go on"))?;
+        go.write_all(&[1])
+            .map_err(LaunchError::at("let the first process go on"))?;
         let mut report = String::new();
-        done.read_to_string(&mut report).map_err(LaunchError::at("hear from the first process"))?;
+        done.read_to_string(&mut report)
+            .map_err(LaunchError::at("hear from the first process"))?;
         match report.as_str() {
             guest::READY => {}
             "" => return Err(failed("the VM's first process died")),
@@ -91,7 +97,10 @@ impl Drop for FirstProcess {
 }
 
 fn failed(message: &str) -> LaunchError {
-    LaunchError { step: "inside the VM".to_owned(), source: io::Error::other(message.to_owned()) }
+    LaunchError {
+        step: "inside the VM".to_owned(),
+        source: io::Error::other(message.to_owned()),
+    }
 }
 
 fn join_cgroups(directories: &[String]) -> Result<(), LaunchError> {
@@ -114,7 +123,10 @@ fn bind(path: &Path) -> io::Result<OwnedFd> {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
     let invalid = || io::Error::new(io::ErrorKind::InvalidInput, "not a socket's path");
     let folder = path.parent().ok_or_else(invalid)?;
-    let name = path.file_name().and_then(|n| n.to_str()).ok_or_else(invalid)?;
+    let name = path
+        .file_name()
+        .and_then(|n| n.to_str())
+        .ok_or_else(invalid)?;
     let folder = rustix::fs::open(folder, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     let short = format!("/proc/self/fd/{}/{name}", folder.as_raw_fd());
     let _ = std::fs::remove_file(path);

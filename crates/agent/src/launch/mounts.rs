@@ -78,13 +78,16 @@ const NETWORK_SETTINGS: &[(&str, &str)] = &[
     ("net/ipv4/ip_unprivileged_port_start", "0"),
 ];
 
-const PLAIN: MountFlags =
-    MountFlags::NOSUID.union(MountFlags::NOEXEC).union(MountFlags::RELATIME);
+const PLAIN: MountFlags = MountFlags::NOSUID
+    .union(MountFlags::NOEXEC)
+    .union(MountFlags::RELATIME);
 
 /// Takes the root disk as a detached mount, before this process leaves the mount namespace that shows it.
 pub(super) fn open_root(launch: &Launch) -> Result<OwnedFd, LaunchError> {
-    mount::clone_tree(Path::new(&launch.root))
-        .map_err(LaunchError::at(format!("open the root disk {}", launch.root)))
+    mount::clone_tree(Path::new(&launch.root)).map_err(LaunchError::at(format!(
+        "open the root disk {}",
+        launch.root
+    )))
 }
 
 /// Builds the whole tree on [`STAGE`].
@@ -119,8 +122,14 @@ fn tmpfs(launch: &Launch, name: &str, mode: u32, bytes: u64) -> Result<(), Launc
     let base = launch.id_base;
     let options = format!("mode={mode:o},uid={base},gid={base},size={bytes}");
     let flags = MountFlags::NOSUID | MountFlags::RELATIME;
-    mount::mount("tmpfs", &Path::new(STAGE).join(name), "tmpfs", flags, &options)
-        .map_err(LaunchError::at(format!("mount /{name}")))
+    mount::mount(
+        "tmpfs",
+        &Path::new(STAGE).join(name),
+        "tmpfs",
+        flags,
+        &options,
+    )
+    .map_err(LaunchError::at(format!("mount /{name}")))
 }
 
 fn devices(launch: &Launch) -> Result<(), LaunchError> {
@@ -148,8 +157,10 @@ fn devices(launch: &Launch) -> Result<(), LaunchError> {
             .map_err(LaunchError::at(format!("make /dev/{name}")))?;
     }
     tmpfs(launch, "dev/shm", 0o1777, launch.shm_bytes)?;
-    let terminals =
-        format!("newinstance,ptmxmode=0666,mode=0620,gid={}", launch.id_base + TTY_GROUP);
+    let terminals = format!(
+        "newinstance,ptmxmode=0666,mode=0620,gid={}",
+        launch.id_base + TTY_GROUP
+    );
     mount::mount("devpts", &dev.join("pts"), "devpts", PLAIN, &terminals)
         .map_err(LaunchError::at("mount /dev/pts"))
 }
@@ -189,9 +200,9 @@ fn in_namespaces_of(
                 .map_err(LaunchError::at("wait for the mounting process"))?;
             match message.as_str() {
                 "ok" => Ok(()),
-                other => Err(LaunchError::at("mount kernel file systems")(io::Error::other(
-                    other.to_owned(),
-                ))),
+                other => Err(LaunchError::at("mount kernel file systems")(
+                    io::Error::other(other.to_owned()),
+                )),
             }
         }
     }
@@ -208,10 +219,8 @@ fn finish_child(result: Result<(), LaunchError>, mut said: impl io::Write) -> ! 
 fn kernel_file_systems() -> Result<(), LaunchError> {
     let stage = Path::new(STAGE);
     let flags = PLAIN | MountFlags::NODEV;
-    mount::mount("proc", &stage.join("proc"), "proc", flags, "").map_err(LaunchError::at(
-        "mount /proc (in a container, /proc of the container must not be masked: \
-         --security-opt systempaths=unconfined)",
-    ))?;
+    mount::mount("proc", &stage.join("proc"), "proc", flags, "")
+        .map_err(LaunchError::at("mount /proc"))?;
     for (name, value) in NETWORK_SETTINGS {
         match std::fs::write(stage.join("proc/sys").join(name), value) {
             // A kernel without IPv6 has nothing to turn off.
@@ -219,8 +228,14 @@ fn kernel_file_systems() -> Result<(), LaunchError> {
             other => other.map_err(LaunchError::at(format!("set {name}")))?,
         }
     }
-    mount::mount("sysfs", &stage.join("sys"), "sysfs", flags | MountFlags::RDONLY, "")
-        .map_err(LaunchError::at("mount /sys"))
+    mount::mount(
+        "sysfs",
+        &stage.join("sys"),
+        "sysfs",
+        flags | MountFlags::RDONLY,
+        "",
+    )
+    .map_err(LaunchError::at("mount /sys"))
 }
 
 fn mask(launch: &Launch) -> Result<(), LaunchError> {
@@ -240,9 +255,15 @@ fn mask(launch: &Launch) -> Result<(), LaunchError> {
                 .map_err(LaunchError::at(format!("make /proc/{name} read-only")))?;
         }
     }
-    let empty = format!("mode=555,size=0,nr_inodes=1,uid={0},gid={0}", launch.id_base);
+    let empty = format!(
+        "mode=555,size=0,nr_inodes=1,uid={0},gid={0}",
+        launch.id_base
+    );
     let flags = PLAIN | MountFlags::NODEV | MountFlags::RDONLY;
-    let folders = MASKED_FOLDERS.iter().map(|name| stage.join(name)).filter(|p| p.is_dir());
+    let folders = MASKED_FOLDERS
+        .iter()
+        .map(|name| stage.join(name))
+        .filter(|p| p.is_dir());
     for path in folders.collect::<Vec<PathBuf>>() {
         mount::mount("none", &path, "tmpfs", flags, &empty)
             .map_err(LaunchError::at(format!("mask {}", path.display())))?;

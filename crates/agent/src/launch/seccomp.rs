@@ -56,8 +56,13 @@ const REFUSED_HERE: &[libc::c_long] = &[
 const REFUSED_HERE: &[libc::c_long] = &[];
 
 /// The address families that a VM may use; sockets of all others are refused.
-const FAMILIES: &[libc::c_int] =
-    &[libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK, libc::AF_PACKET];
+const FAMILIES: &[libc::c_int] = &[
+    libc::AF_UNIX,
+    libc::AF_INET,
+    libc::AF_INET6,
+    libc::AF_NETLINK,
+    libc::AF_PACKET,
+];
 
 /// Installs the filter in this process and all that it will start. Needs rights in the VM's user namespace;
 /// `no_new_privs` is left alone so that `sudo` works inside.
@@ -73,12 +78,7 @@ fn program() -> Result<BpfProgram, seccompiler::BackendError> {
     }
     rules.insert(libc::SYS_socket, vec![other_families()?]);
     // Pushing characters into a terminal that somebody else reads.
-    let push = SeccompCondition::new(
-        1,
-        SeccompCmpArgLen::Dword,
-        SeccompCmpOp::Eq,
-        libc::TIOCSTI,
-    )?;
+    let push = SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, libc::TIOCSTI)?;
     rules.insert(libc::SYS_ioctl, vec![SeccompRule::new(vec![push])?]);
     SeccompFilter::new(
         rules,
@@ -94,7 +94,12 @@ fn other_families() -> Result<SeccompRule, seccompiler::BackendError> {
         let family = u64::from(family.unsigned_abs());
         SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, family)
     };
-    SeccompRule::new(FAMILIES.iter().map(differs).collect::<Result<Vec<_>, _>>()?)
+    SeccompRule::new(
+        FAMILIES
+            .iter()
+            .map(differs)
+            .collect::<Result<Vec<_>, _>>()?,
+    )
 }
 
 /// `seccompiler::apply_filter` would set `no_new_privs`.
@@ -105,7 +110,16 @@ fn apply(program: &BpfProgram) -> io::Result<()> {
     };
     // SAFETY: seccompiler's sock_filter has the kernel's layout; the program lives through the call, which copies it.
     let result = unsafe {
-        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program)
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            0,
+            &raw const program,
+        )
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

@@ -210,23 +210,41 @@ impl Starting for NativeStarting {
 
 /// What of namespaces works on this host.
 fn probe() -> Vec<Probe> {
-    let mut probes = vec![user_namespaces(), crate::cgroup::probe()];
-    let hidden = instavm_linux::mount::mount_points().unwrap_or_default();
-    let masked = hidden.iter().find(|point| {
-        point.target.starts_with("/proc/") && point.target != Path::new("/proc/sys/fs/binfmt_misc")
-    });
-    probes.push(match masked {
-        None => Probe::works("/proc", "not masked: VMs can mount their own"),
-        Some(point) => Probe::fails(
-            "/proc",
-            format!(
-                "{} is mounted over: the kernel refuses VMs a /proc",
-                point.target.display()
-            ),
-            "run the container with --privileged, or --security-opt systempaths=unconfined",
-        ),
-    });
-    probes
+    vec![rights(), user_namespaces(), crate::cgroup::probe()]
+}
+
+/// The rights that a launch needs, by their numbers in the kernel's `include/uapi/linux/capability.h`.
+const CAPABILITIES: &[(&str, u32)] = &[
+    ("CAP_SETGID", 6),
+    ("CAP_SETUID", 7),
+    ("CAP_NET_ADMIN", 12),
+    ("CAP_SYS_CHROOT", 18),
+    ("CAP_SYS_ADMIN", 21),
+    ("CAP_MKNOD", 27),
+];
+
+fn rights() -> Probe {
+    let fix = "run it as root of the host (in a container: --privileged, without a user namespace)";
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status
+        .lines()
+        .find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok())
+        .unwrap_or(0);
+    let lacking: Vec<&str> = CAPABILITIES
+        .iter()
+        .filter(|(_, number)| effective >> number & 1 == 0)
+        .map(|(name, _)| *name)
+        .collect();
+    if !lacking.is_empty() {
+        return Probe::fails("rights", format!("lacking {}", lacking.join(", ")), fix);
+    }
+    // Anything but the whole range mapped to itself is a user namespace, in which root disks cannot be mapped.
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    if map.split_whitespace().eq(["0", "0", "4294967295"]) {
+        Probe::works("rights", "those of the host's root")
+    } else {
+        Probe::fails("rights", "this is a user namespace of its own", fix)
+    }
 }
 
 fn user_namespaces() -> Probe {
