@@ -54,7 +54,7 @@ def test_vms_are_created_listed_and_removed(instavm):
 def test_ssh_keys(instavm, tmp_path):
     key = tmp_path / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "cli@test", "-f", str(key)], check=True)
-    instavm("ssh-key", "add", str(key) + ".pub")
+    instavm("ssh-key", "add", key.with_suffix(".pub").read_text().strip())
     listed = json.loads(instavm("ssh-key", "list", "--json"))
     keys = listed.get("keys", listed) if isinstance(listed, dict) else listed
     record = next(item for item in keys if item["comment"] == "cli@test")

@@ -87,7 +87,7 @@ def test_links_do_not_lead_out_of_the_vm(client, http, tmp_path):
     client.execute(f"mkdir -p {tmp_path} && ln -s {secret} /app/link && ln -s / /app/root", language="bash")
     for path in ("/app/link", f"/app/root{secret}", f"/proc/1/root{secret}", "../" * 40 + str(secret)[1:]):
         answer = http.post("/download", None, data={"filename": path, "session_id": client.session_id})
-        assert answer.status_code == 404, (path, answer.text)
+        assert answer.status_code in (403, 404), (path, answer.text)
 
 
 def test_a_large_file_streams(client, local, tmp_path):

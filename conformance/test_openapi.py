@@ -23,7 +23,6 @@ POST /v1/vms
 GET /v1/vms
 GET /v1/vms/
 GET /v1/vms/{}
-PATCH /v1/vms/{}
 DELETE /v1/vms/{}
 POST /v1/ssh-keys
 GET /v1/ssh-keys
