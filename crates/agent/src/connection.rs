@@ -98,8 +98,14 @@ impl Connection {
     pub(crate) fn wanted(&self) -> Interest {
         match self.phase {
             Phase::Transfer { .. } => Interest::NONE,
-            Phase::Closing => Interest { read: false, write: true },
-            _ => Interest { read: true, write: !self.outbox.is_empty() },
+            Phase::Closing => Interest {
+                read: false,
+                write: true,
+            },
+            _ => Interest {
+                read: true,
+                write: !self.outbox.is_empty(),
+            },
         }
     }
 }

@@ -19,12 +19,37 @@ use std::time::{Duration, Instant};
 
 /// How long an execution whose caller is gone has after its interrupt.
 const GRACE: Duration = Duration::from_secs(2);
-/// The step of an interrupt that takes more than the signal.
-const INTERRUPT_STEP: Duration = Duration::from_millis(50);
-/// The steps at which the interpreter gets the signal again (every one that divides), and what it started does.
-const REPEAT_STEPS: u32 = 2;
-const CHILDREN_INTERRUPTED_AT: u32 = 3;
-const CHILDREN_KILLED_AT: u32 = 6;
+/// One step of an interrupt that takes more than one signal.
+struct Step {
+    /// Milliseconds after the step before.
+    after: u64,
+    /// Does the interpreter get the signal (again)?
+    interpreter: bool,
+    /// What the processes get that the execution has started and may be waiting for.
+    children: Option<i32>,
+}
+
+const fn step(after: u64, interpreter: bool, children: Option<i32>) -> Step {
+    Step {
+        after,
+        interpreter,
+        children,
+    }
+}
+
+/// Python ignores the signal while it waits in `os.system`, so it gets another one right after its child's end.
+const STEPS: [Step; 8] = [
+    step(0, true, None),
+    step(100, true, None),
+    step(50, false, Some(libc::SIGINT)),
+    step(5, true, None),
+    step(10, true, None),
+    step(35, true, None),
+    step(100, false, Some(libc::SIGKILL)),
+    step(5, true, None),
+];
+/// The step that follows the last one, for as long as the execution goes on.
+const STEPS_REPEAT_FROM: usize = 6;
 
 /// Where output goes.
 #[derive(Clone, Debug)]
@@ -62,7 +87,8 @@ pub(crate) struct Execution {
     pub(crate) started: Instant,
     /// The same in the ticks of the process table.
     pub(crate) started_ticks: u64,
-    interrupt_steps: u32,
+    /// The next of [`STEPS`].
+    interrupt_step: usize,
     /// Its standard output and error, and what is left to read of them once it has ended.
     pub(crate) streams: [Option<u64>; 2],
     left: [u64; 2],
@@ -120,7 +146,7 @@ impl Server {
             interrupted: false,
             started: Instant::now(),
             started_ticks: 0,
-            interrupt_steps: 0,
+            interrupt_step: 0,
             streams: [None; 2],
             left: [0; 2],
         };
@@ -185,8 +211,18 @@ impl Server {
     /// Waits for output; `None` when the poller has no room, and then the pipe is closed.
     pub(crate) fn add_stream(&mut self, pipe: OwnedFd, which: usize, owner: Owner) -> Option<u64> {
         let key = self.new_key();
-        self.poller.add(&pipe, Source::Stream(key), Interest::READ).ok()?;
-        self.streams.insert(key, Stream { pipe, which, owner, reading: true });
+        self.poller
+            .add(&pipe, Source::Stream(key), Interest::READ)
+            .ok()?;
+        self.streams.insert(
+            key,
+            Stream {
+                pipe,
+                which,
+                owner,
+                reading: true,
+            },
+        );
         Some(key)
     }
 
@@ -258,9 +294,14 @@ impl Server {
         };
         if stream.reading != reading {
             stream.reading = reading;
-            let interest = Interest { read: reading, write: false };
+            let interest = Interest {
+                read: reading,
+                write: false,
+            };
             // Changing what is already waited for needs no memory, so it cannot fail.
-            let _ = self.poller.change(&stream.pipe, Source::Stream(key), interest);
+            let _ = self
+                .poller
+                .change(&stream.pipe, Source::Stream(key), interest);
         }
     }
 
@@ -392,9 +433,17 @@ impl Server {
     }
 
     fn release_stream(&mut self, key: u64) {
-        let kept = self.interpreter.worker.as_ref().is_some_and(|w| w.streams.contains(&key));
+        let kept = self
+            .interpreter
+            .worker
+            .as_ref()
+            .is_some_and(|w| w.streams.contains(&key));
         if let Some(stream) = self.streams.get_mut(&key) {
-            stream.owner = if kept { Owner::Interpreter } else { Owner::Nobody };
+            stream.owner = if kept {
+                Owner::Interpreter
+            } else {
+                Owner::Nobody
+            };
         }
         self.set_reading(key, true);
     }
@@ -413,7 +462,7 @@ impl Server {
             }
             Stage::Python => {
                 execution.interrupted = true;
-                if execution.interrupt_steps == 0 {
+                if execution.interrupt_step == 0 {
                     self.interrupt_python(key);
                 }
             }
@@ -428,22 +477,29 @@ impl Server {
         let (Stage::Python, Some(worker)) = (&execution.stage, &self.interpreter.worker) else {
             return;
         };
-        let step = execution.interrupt_steps;
-        execution.interrupt_steps += 1;
-        if step.is_multiple_of(REPEAT_STEPS) {
+        let step = &STEPS[execution.interrupt_step];
+        if step.interpreter {
             worker.interrupt(self.interpreter.sequence);
         }
-        let to_children = match step {
-            CHILDREN_INTERRUPTED_AT => Some(libc::SIGINT),
-            step if step >= CHILDREN_KILLED_AT && step.is_multiple_of(REPEAT_STEPS) => Some(libc::SIGKILL),
-            _ => None,
-        };
-        if let Some(number) = to_children {
-            for pid in self.processes.descendants(worker.pid, execution.started_ticks) {
+        if let Some(number) = step.children {
+            for pid in self
+                .processes
+                .descendants(worker.pid, execution.started_ticks)
+            {
                 signal(pid, number);
             }
         }
-        self.timers.add(INTERRUPT_STEP, Timer::Interrupt(key));
+        let next = execution.interrupt_step + 1;
+        let next = if next < STEPS.len() {
+            next
+        } else {
+            STEPS_REPEAT_FROM
+        };
+        execution.interrupt_step = next;
+        self.timers.add(
+            Duration::from_millis(STEPS[next].after),
+            Timer::Interrupt(key),
+        );
     }
 
     /// Ends an execution for certain.
@@ -465,7 +521,8 @@ impl Server {
                 execution.interrupted = true;
                 let since = execution.started_ticks;
                 if let Some(worker) = &mut self.interpreter.worker {
-                    worker.ended_because = Some("the execution was killed, and the interpreter with it");
+                    worker.ended_because =
+                        Some("the execution was killed, and the interpreter with it");
                     for pid in self.processes.descendants(worker.pid, since) {
                         signal(pid, libc::SIGKILL);
                     }
@@ -478,7 +535,10 @@ impl Server {
     /// Ends an execution that has not started.
     fn cancel_queued(&mut self, key: u64) {
         self.interpreter.queue.retain(|&queued| queued != key);
-        let language = self.executions.get(&key).and_then(|execution| execution.language);
+        let language = self
+            .executions
+            .get(&key)
+            .and_then(|execution| execution.language);
         let finished = Finished {
             language: language.unwrap_or(Language::Python),
             exit_code: 130,

@@ -32,7 +32,13 @@ pub(crate) fn read(stream: &mut UnixStream, workdir: &Path, path: &str) -> io::R
         Err(failure) => return send(stream, &Event::Failed(failure)),
     };
     let size = about.len();
-    send(stream, &Event::File { size, mode: about.mode() & PERMISSIONS })?;
+    send(
+        stream,
+        &Event::File {
+            size,
+            mode: about.mode() & PERMISSIONS,
+        },
+    )?;
     let mut left = size;
     while left > 0 {
         let mut chunk = vec![0; usize::try_from(left).unwrap_or(CHUNK).min(CHUNK)];
@@ -73,9 +79,17 @@ pub(crate) fn write(
     path: &str,
     mode: u32,
 ) -> io::Result<()> {
-    let mut content = Content { received, at: 0, stream };
+    let mut content = Content {
+        received,
+        at: 0,
+        stream,
+    };
     let written = Replacement::begin(workdir, path, mode)
-        .and_then(|mut replacement| replacement.fill(&mut content).map(|size| (replacement, size)))
+        .and_then(|mut replacement| {
+            replacement
+                .fill(&mut content)
+                .map(|size| (replacement, size))
+        })
         .and_then(|(replacement, size)| replacement.publish(path).map(|()| size));
     match written {
         Ok(size) => send(content.stream, &Event::Written { size }),
@@ -115,7 +129,10 @@ impl Content<'_> {
         let _ = self.stream.shutdown(std::net::Shutdown::Write);
         while let Some(left) = deadline.checked_duration_since(Instant::now()) {
             let wait = left.max(Duration::from_millis(1));
-            let read = self.stream.set_read_timeout(Some(wait)).and_then(|()| self.stream.read(&mut sink));
+            let read = self
+                .stream
+                .set_read_timeout(Some(wait))
+                .and_then(|()| self.stream.read(&mut sink));
             if !matches!(read, Ok(length) if length > 0) {
                 return;
             }
@@ -157,17 +174,27 @@ impl Replacement {
         };
         let denied = |error: io::Error| system_failure("write", path, &error);
         let (Some(parent), Some(_)) = (target.parent(), target.file_name()) else {
-            return Err(refuse(FailureKind::Unsuitable, format!("{path} names no file")));
+            return Err(refuse(
+                FailureKind::Unsuitable,
+                format!("{path} names no file"),
+            ));
         };
         std::fs::create_dir_all(parent).map_err(denied)?;
         let (file, temporary) = unfinished_file(parent).map_err(denied)?;
-        let replacement = Replacement { file, temporary, target };
+        let replacement = Replacement {
+            file,
+            temporary,
+            target,
+        };
         if let Some(old) = &old {
             // Where the owner cannot be kept, the writer's is as good.
             let _ = fchown(&replacement.file, Some(old.uid()), Some(old.gid()));
         }
         let mode = old.map_or(mode, |old| old.mode()) & PERMISSIONS;
-        replacement.file.set_permissions(PermissionsExt::from_mode(mode)).map_err(denied)?;
+        replacement
+            .file
+            .set_permissions(PermissionsExt::from_mode(mode))
+            .map_err(denied)?;
         Ok(replacement)
     }
 
@@ -188,7 +215,10 @@ impl Replacement {
                 }
                 Ok(Control::End) => return Ok(size),
                 Ok(Control::Interrupt | Control::Kill) => {
-                    return Err(refuse(FailureKind::Internal, "the upload was cancelled".to_owned()));
+                    return Err(refuse(
+                        FailureKind::Internal,
+                        "the upload was cancelled".to_owned(),
+                    ));
                 }
                 Err(error) => {
                     let message = format!("the upload broke off: {error}");
@@ -213,7 +243,9 @@ impl Replacement {
                 Ok(())
             }
             // A file that something is mounted on keeps its place and gets the content.
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => self.overwrite().map_err(failed),
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                self.overwrite().map_err(failed)
+            }
             Err(error) => Err(failed(error)),
         }
     }
@@ -242,8 +274,11 @@ impl Replacement {
             return Ok(());
         };
         let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-        let mut target =
-            OpenOptions::new().write(true).truncate(true).custom_flags(flags).open(&self.target)?;
+        let mut target = OpenOptions::new()
+            .write(true)
+            .truncate(true)
+            .custom_flags(flags)
+            .open(&self.target)?;
         io::copy(&mut File::open(temporary)?, &mut target).map(|_| ())
     }
 }
@@ -271,12 +306,20 @@ fn unfinished_file(parent: &Path) -> io::Result<(File, Option<PathBuf>)> {
         .open(parent);
     match nameless {
         Err(error)
-            if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR | libc::ENOENT)) => {}
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::EOPNOTSUPP | libc::EISDIR | libc::ENOENT)
+            ) => {}
         other => return other.map(|file| (file, None)),
     }
     for attempt in 0..u32::MAX {
         let name = temporary_name(parent, attempt);
-        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&name) {
+        match OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&name)
+        {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             other => return other.map(|file| (file, Some(name))),
         }
@@ -286,10 +329,16 @@ fn unfinished_file(parent: &Path) -> io::Result<(File, Option<PathBuf>)> {
 
 fn absolute(workdir: &Path, path: &str) -> Result<PathBuf, Failure> {
     if path.is_empty() || path.contains('\0') {
-        return Err(refuse(FailureKind::Unsuitable, "the path is empty or has a NUL character".to_owned()));
+        return Err(refuse(
+            FailureKind::Unsuitable,
+            "the path is empty or has a NUL character".to_owned(),
+        ));
     }
     if path.ends_with('/') {
-        return Err(refuse(FailureKind::Unsuitable, format!("{path} is a directory, not a regular file")));
+        return Err(refuse(
+            FailureKind::Unsuitable,
+            format!("{path} is a directory, not a regular file"),
+        ));
     }
     Ok(workdir.join(path))
 }
@@ -315,7 +364,10 @@ fn regular(path: &str, about: &Metadata) -> Result<(), Failure> {
         _ if kind.is_socket() => "a socket",
         _ => "a device",
     };
-    Err(refuse(FailureKind::Unsuitable, format!("{path} is {what}, not a regular file")))
+    Err(refuse(
+        FailureKind::Unsuitable,
+        format!("{path} is {what}, not a regular file"),
+    ))
 }
 
 fn refuse(kind: FailureKind, message: String) -> Failure {
@@ -326,10 +378,14 @@ fn refuse(kind: FailureKind, message: String) -> Failure {
 pub(crate) fn system_failure(operation: &str, path: &str, error: &io::Error) -> Failure {
     let (kind, why) = match error.raw_os_error() {
         Some(libc::ENOENT) => (FailureKind::NotFound, "no such file or directory"),
-        Some(libc::EISDIR) => (FailureKind::Unsuitable, "it is a directory, not a regular file"),
-        Some(libc::ENOTDIR | libc::EEXIST) => {
-            (FailureKind::Unsuitable, "a part of the path is not a directory")
-        }
+        Some(libc::EISDIR) => (
+            FailureKind::Unsuitable,
+            "it is a directory, not a regular file",
+        ),
+        Some(libc::ENOTDIR | libc::EEXIST) => (
+            FailureKind::Unsuitable,
+            "a part of the path is not a directory",
+        ),
         Some(libc::ENXIO | libc::ENODEV) => (FailureKind::Unsuitable, "it is not a regular file"),
         Some(libc::ELOOP) => (FailureKind::Unsuitable, "too many symbolic links"),
         Some(libc::ENAMETOOLONG) => (FailureKind::Unsuitable, "the name is too long"),
@@ -338,9 +394,10 @@ pub(crate) fn system_failure(operation: &str, path: &str, error: &io::Error) -> 
         }
         Some(libc::EROFS) => (FailureKind::Denied, "the file system is read-only"),
         Some(libc::EACCES | libc::EPERM) => (FailureKind::Denied, "permission denied"),
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => {
-            (FailureKind::Exhausted, "the VM has no memory or descriptors left")
-        }
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => (
+            FailureKind::Exhausted,
+            "the VM has no memory or descriptors left",
+        ),
         _ => {
             let message = format!("cannot {operation} {path}: {error}");
             return refuse(FailureKind::Internal, message);

@@ -23,7 +23,8 @@ pub(crate) fn apply(rejoin: &Rejoin, random: Option<&OwnedFd>) -> Result<(), Fai
             .map_err(|error| failed("set the host name", &error.into()))?;
     }
     if !rejoin.addresses.is_empty() {
-        set_addresses(&rejoin.addresses).map_err(|error| failed("set the addresses of eth0", &error))?;
+        set_addresses(&rejoin.addresses)
+            .map_err(|error| failed("set the addresses of eth0", &error))?;
     }
     if let Some(random) = random {
         let entropy = &rejoin.entropy[..rejoin.entropy.len().min(MOST_ENTROPY)];
@@ -34,7 +35,10 @@ pub(crate) fn apply(rejoin: &Rejoin, random: Option<&OwnedFd>) -> Result<(), Fai
 }
 
 fn failed(step: &str, error: &io::Error) -> Failure {
-    Failure { kind: FailureKind::Internal, message: format!("cannot {step}: {error}") }
+    Failure {
+        kind: FailureKind::Internal,
+        message: format!("cannot {step}: {error}"),
+    }
 }
 
 /// Adds authorities to the VM's trust store. May block on its file systems.
@@ -49,7 +53,10 @@ pub(crate) fn trust(authorities: &[String]) -> Result<(), Failure> {
         let text = authority.trim();
         let mut hasher = DefaultHasher::new();
         text.hash(&mut hasher);
-        replace(&format!("{AUTHORITIES}/instavm-{:016x}.crt", hasher.finish()), format!("{text}\n").as_bytes())?;
+        replace(
+            &format!("{AUTHORITIES}/instavm-{:016x}.crt", hasher.finish()),
+            format!("{text}\n").as_bytes(),
+        )?;
         if !contains(&bundle, text.as_bytes()) {
             if !bundle.is_empty() && !bundle.ends_with(b"\n") {
                 bundle.push(b'\n');
@@ -58,7 +65,11 @@ pub(crate) fn trust(authorities: &[String]) -> Result<(), Failure> {
             bundle.push(b'\n');
         }
     }
-    if bundle == old { Ok(()) } else { replace(BUNDLE, &bundle) }
+    if bundle == old {
+        Ok(())
+    } else {
+        replace(BUNDLE, &bundle)
+    }
 }
 
 fn contains(text: &[u8], part: &[u8]) -> bool {
@@ -67,7 +78,9 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
 
 fn replace(path: &str, content: &[u8]) -> Result<(), Failure> {
     let mut replacement = Replacement::begin(Path::new("/"), path, 0o644)?;
-    replacement.add(content).map_err(|error| system_failure("write", path, &error))?;
+    replacement
+        .add(content)
+        .map_err(|error| system_failure("write", path, &error))?;
     replacement.publish(path)
 }
 
@@ -77,14 +90,27 @@ fn set_addresses(addresses: &[Address]) -> io::Result<()> {
     let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, flags, None)?;
     let gateway = default_gateway();
     for (index, address) in addresses.iter().enumerate() {
-        let label = if index == 0 { LINK.to_owned() } else { format!("{LINK}:{index}") };
-        let mask = u32::MAX.checked_shl(32 - u32::from(address.prefix.min(32))).unwrap_or(0);
+        let label = if index == 0 {
+            LINK.to_owned()
+        } else {
+            format!("{LINK}:{index}")
+        };
+        let mask = u32::MAX
+            .checked_shl(32 - u32::from(address.prefix.min(32)))
+            .unwrap_or(0);
         link_request(&socket, libc::SIOCSIFADDR, &label, address.address)?;
         link_request(&socket, libc::SIOCSIFNETMASK, &label, Ipv4Addr::from(mask))?;
     }
     for index in addresses.len()..64 {
         // Further addresses have labels of their own; the first that is missing is the end of them.
-        if link_request(&socket, libc::SIOCSIFADDR, &format!("{LINK}:{index}"), Ipv4Addr::UNSPECIFIED).is_err() {
+        if link_request(
+            &socket,
+            libc::SIOCSIFADDR,
+            &format!("{LINK}:{index}"),
+            Ipv4Addr::UNSPECIFIED,
+        )
+        .is_err()
+        {
             break;
         }
     }
@@ -95,7 +121,9 @@ fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
     let address = libc::sockaddr_in {
         sin_family: libc::AF_INET as libc::sa_family_t,
         sin_port: 0,
-        sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(address.octets()) },
+        sin_addr: libc::in_addr {
+            s_addr: u32::from_ne_bytes(address.octets()),
+        },
         sin_zero: [0; 8],
     };
     // SAFETY: both are plain data of the same size; the kernel tells them apart by the family.
@@ -161,7 +189,10 @@ mod tests {
         let table = "Iface\tDestination\tGateway \tFlags\n\
                      eth0\t0000000A\t00000000\t0001\n\
                      eth0\t00000000\t0100000A\t0003\n";
-        assert_eq!(parse_default_gateway(table), Some(Ipv4Addr::new(10, 0, 0, 1)));
+        assert_eq!(
+            parse_default_gateway(table),
+            Some(Ipv4Addr::new(10, 0, 0, 1))
+        );
         assert_eq!(parse_default_gateway("Iface\n"), None);
     }
 }

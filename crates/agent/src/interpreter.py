@@ -69,6 +69,7 @@ IDENTITY = (_fstat(CONTROL).st_dev, _fstat(CONTROL).st_ino)
 
 class State:
     running = False
+    interrupted = False
     sequence = 0
     began = 0.0
     count = 0
@@ -121,15 +122,21 @@ def open_streams():
         setattr(sys, f"__{name}__", text)
 
 
+def interrupt_target():
+    """The sequence number of the execution that the agent has last interrupted, or 0."""
+    try:
+        return int.from_bytes(_pread(TARGET, 8, 0), "little")
+    except OSError:
+        return 0
+
+
 def on_interrupt(signum, frame):
     if not State.running:
         return
-    try:
-        target = int.from_bytes(_pread(TARGET, 8, 0), "little")
-    except OSError:
-        target = 0
+    target = interrupt_target()
     if target and target != State.sequence and time.monotonic() - State.began < STALE_SECONDS:
         return
+    State.interrupted = True
     raise KeyboardInterrupt
 
 
@@ -197,6 +204,10 @@ def is_shell(source):
         return False
     if source.startswith("#!") and "python" not in source.split("\n", 1)[0]:
         return True
+    if lines[0][0] in "({":
+        # A subshell or a group; the same marks begin a tuple or a set, so what is inside decides.
+        word, _ = first_word(lines[0][1:].lstrip())
+        return word in SHELL_BUILTINS or is_program(word)
     word, rest = first_word(without_assignments(lines[0]))
     if word in COMPOUND:
         words = set(source.replace(";", " ").split())
@@ -206,9 +217,6 @@ def is_shell(source):
     operator = rest.split(None, 1)[0] if rest else ""
     if operator in ("=", "+=", "-=", "*=", "/=", "|=", ":=", "==", "!=") or rest[:1] == "(":
         return False
-    if word[:1] == "(":
-        inner, _ = first_word(lines[0][1:].lstrip())
-        return inner in SHELL_BUILTINS or is_program(inner)
     return word in SHELL_BUILTINS or is_program(word)
 
 
@@ -219,7 +227,9 @@ def is_bare_command(source, filename):
         return False
     word, _ = first_word(lines[0])
     known = word in __main__.__dict__ or hasattr(builtins, word)
-    if not word.isidentifier() or word in PYTHON_WORDS or known or not is_program(word):
+    if not word.isidentifier() or word in PYTHON_WORDS or known:
+        return False
+    if word not in SHELL_BUILTINS and not is_program(word):
         return False
     tree = compile(source, filename, "exec", State.flags | ONLY_AST, True)
     return all(type(statement).__name__ == "Expr" for statement in tree.body)
@@ -481,6 +491,9 @@ def attempt(detect, source, filename):
                 State.flags |= code.co_flags & FUTURE_FEATURES
                 remember(filename, source)
                 run(code)
+                if not State.interrupted and interrupt_target() == State.sequence:
+                    # The signal came while Python ignored it, as it does in os.system.
+                    raise KeyboardInterrupt
         finally:
             State.running = False
     except BaseException as caught:
@@ -497,7 +510,7 @@ def execute(sequence, detect, source):
     State.count += 1
     filename = f"<execution {State.count}>"
     start = processor_micros()
-    State.sequence, State.began = sequence, time.monotonic()
+    State.sequence, State.began, State.interrupted = sequence, time.monotonic(), False
     error = attempt(detect, source, filename)
     if error is True:
         State.count -= 1

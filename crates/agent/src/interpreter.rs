@@ -93,7 +93,9 @@ impl Server {
         self.children.insert(pid, Child::Worker(number));
         let mut streams = [0; 2];
         for (which, pipe) in pipes.into_iter().enumerate() {
-            streams[which] = self.add_stream(pipe, which, Owner::Interpreter).unwrap_or(0);
+            streams[which] = self
+                .add_stream(pipe, which, Owner::Interpreter)
+                .unwrap_or(0);
         }
         let source = Source::Interpreter(number);
         if let Err(error) = self.poller.add(&started.control, source, Interest::READ) {
@@ -105,9 +107,10 @@ impl Server {
     }
 
     fn start_python(&mut self, key: u64) {
-        let (Some(execution), Some(worker)) =
-            (self.executions.get_mut(&key), self.interpreter.worker.as_mut())
-        else {
+        let (Some(execution), Some(worker)) = (
+            self.executions.get_mut(&key),
+            self.interpreter.worker.as_mut(),
+        ) else {
             return;
         };
         if worker.environment != self.environment_state {
@@ -132,7 +135,10 @@ impl Server {
     fn deliver_kept(&mut self, key: u64, which: usize) {
         let kept = std::mem::take(&mut self.interpreter.kept[which]);
         if kept.dropped > 0 {
-            let note = format!("[{} bytes of background output were dropped]\n", kept.dropped);
+            let note = format!(
+                "[{} bytes of background output were dropped]\n",
+                kept.dropped
+            );
             self.deliver(key, 1, note.into_bytes());
         }
         let bytes = Vec::from(kept.bytes);
@@ -156,7 +162,12 @@ impl Server {
 
     /// The interpreter has said something, or can be told more.
     pub(crate) fn worker_ready(&mut self, number: u64) {
-        let Some(worker) = self.interpreter.worker.as_mut().filter(|w| w.number == number) else {
+        let Some(worker) = self
+            .interpreter
+            .worker
+            .as_mut()
+            .filter(|w| w.number == number)
+        else {
             return;
         };
         let answers = match worker.answers() {
@@ -184,18 +195,29 @@ impl Server {
             return self.run_queue();
         }
         let current = self.interpreter.current.filter(|key| {
-            self.executions.get(key).is_some_and(|e| matches!(e.stage, Stage::Python))
+            self.executions
+                .get(key)
+                .is_some_and(|e| matches!(e.stage, Stage::Python))
         });
         let expected = self.interpreter.sequence;
         match (answer, current) {
-            (Answer::Finished { sequence, exit_code, cpu_micros }, Some(key)) if sequence == expected => {
+            (
+                Answer::Finished {
+                    sequence,
+                    exit_code,
+                    cpu_micros,
+                },
+                Some(key),
+            ) if sequence == expected => {
                 if let Some(worker) = &mut self.interpreter.worker {
                     worker.cpu_micros += cpu_micros;
                 }
                 let lost = self.interpreter.lost.take();
                 self.execution_ended(key, Language::Python, exit_code, cpu_micros, lost);
             }
-            (Answer::Shell { sequence }, Some(key)) if sequence == expected => self.hand_to_shell(key),
+            (Answer::Shell { sequence }, Some(key)) if sequence == expected => {
+                self.hand_to_shell(key)
+            }
             _ => self.replace_worker(),
         }
     }
@@ -203,7 +225,11 @@ impl Server {
     /// A text whose language was open is for a shell: it leaves the interpreter's queue.
     fn hand_to_shell(&mut self, key: u64) {
         self.interpreter.current = None;
-        let streams = self.interpreter.worker.as_ref().map(|worker| worker.streams);
+        let streams = self
+            .interpreter
+            .worker
+            .as_ref()
+            .map(|worker| worker.streams);
         for stream in streams.into_iter().flatten() {
             if let Some(stream) = self.streams.get_mut(&stream) {
                 stream.owner = Owner::Interpreter;
@@ -230,7 +256,12 @@ impl Server {
 
     /// The interpreter's process has ended.
     pub(crate) fn worker_ended(&mut self, number: u64, ended: &Ended) {
-        if self.interpreter.worker.as_ref().is_none_or(|worker| worker.number != number) {
+        if self
+            .interpreter
+            .worker
+            .as_ref()
+            .is_none_or(|worker| worker.number != number)
+        {
             return;
         }
         // Its last answer may still be in the socket.
@@ -244,11 +275,19 @@ impl Server {
         }
         let reason = worker::reason(ended, worker.ended_because);
         if !worker.ready {
-            let message = format!("the Python interpreter did not start: exit status {}", ended.code());
-            return self.fail_queue(&Failure { kind: FailureKind::Internal, message });
+            let message = format!(
+                "the Python interpreter did not start: exit status {}",
+                ended.code()
+            );
+            return self.fail_queue(&Failure {
+                kind: FailureKind::Internal,
+                message,
+            });
         }
         let current = self.interpreter.current.filter(|key| {
-            self.executions.get(key).is_some_and(|e| matches!(e.stage, Stage::Python))
+            self.executions
+                .get(key)
+                .is_some_and(|e| matches!(e.stage, Stage::Python))
         });
         if let Some(key) = current {
             let cpu = ended.cpu_micros.saturating_sub(worker.cpu_micros);
@@ -261,12 +300,19 @@ impl Server {
 
     /// What waits in a dead interpreter's pipe is kept; what background processes write later is not.
     fn abandon_stream(&mut self, key: u64) {
-        let waiting = self.streams.get(&key).filter(|stream| stream.owner == Owner::Interpreter);
+        let waiting = self
+            .streams
+            .get(&key)
+            .filter(|stream| stream.owner == Owner::Interpreter);
         let waiting = waiting.and_then(|stream| rustix::io::ioctl_fionread(&stream.pipe).ok());
         let mut left = waiting.unwrap_or(0);
         while left > 0 {
             let read = self.read_unowned(key);
-            left = if read == 0 { 0 } else { left.saturating_sub(read as u64) };
+            left = if read == 0 {
+                0
+            } else {
+                left.saturating_sub(read as u64)
+            };
         }
         if let Some(stream) = self.streams.get_mut(&key)
             && stream.owner == Owner::Interpreter
@@ -307,18 +353,29 @@ impl Server {
 /// The failure of a step that an error of the system ended.
 pub(crate) fn failure(step: &str, error: &io::Error) -> Failure {
     let (kind, why) = match error.raw_os_error() {
-        Some(libc::EAGAIN) => (FailureKind::Exhausted, "the VM has reached its limit of processes"),
+        Some(libc::EAGAIN) => (
+            FailureKind::Exhausted,
+            "the VM has reached its limit of processes",
+        ),
         Some(libc::ENOMEM) => (FailureKind::Exhausted, "the VM has no memory left"),
-        Some(libc::EMFILE | libc::ENFILE) => {
-            (FailureKind::Exhausted, "the VM has reached its limit of open files")
-        }
-        _ if error.kind() == io::ErrorKind::InvalidInput => {
-            (FailureKind::Unsuitable, "the text has a NUL character in it")
-        }
+        Some(libc::EMFILE | libc::ENFILE) => (
+            FailureKind::Exhausted,
+            "the VM has reached its limit of open files",
+        ),
+        _ if error.kind() == io::ErrorKind::InvalidInput => (
+            FailureKind::Unsuitable,
+            "the text has a NUL character in it",
+        ),
         _ => {
             let message = format!("cannot {step}: {error}");
-            return Failure { kind: FailureKind::Internal, message };
+            return Failure {
+                kind: FailureKind::Internal,
+                message,
+            };
         }
     };
-    Failure { kind, message: format!("cannot {step}: {why}") }
+    Failure {
+        kind,
+        message: format!("cannot {step}: {why}"),
+    }
 }

@@ -28,7 +28,9 @@ fn main() -> ExitCode {
 fn serve_on_host(mut arguments: impl Iterator<Item = String>) -> Result<ExitCode, String> {
     let (mut socket, mut token, mut workdir) = (None, None, None);
     while let Some(name) = arguments.next() {
-        let value = arguments.next().ok_or_else(|| format!("{name} needs a value"))?;
+        let value = arguments
+            .next()
+            .ok_or_else(|| format!("{name} needs a value"))?;
         match name.as_str() {
             "--socket" => socket = Some(PathBuf::from(value)),
             "--token-hex" => token = Some(parse_token(&value)?),

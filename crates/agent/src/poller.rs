@@ -54,8 +54,14 @@ pub(crate) struct Interest {
 }
 
 impl Interest {
-    pub(crate) const NONE: Interest = Interest { read: false, write: false };
-    pub(crate) const READ: Interest = Interest { read: true, write: false };
+    pub(crate) const NONE: Interest = Interest {
+        read: false,
+        write: false,
+    };
+    pub(crate) const READ: Interest = Interest {
+        read: true,
+        write: false,
+    };
 
     fn flags(self) -> epoll::EventFlags {
         let mut flags = epoll::EventFlags::empty();

@@ -12,6 +12,9 @@ use subtle::ConstantTimeEq;
 /// Where programs are looked for, in this order.
 pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// The highest signal of the kernel.
+const LAST_SIGNAL: i32 = 64;
+
 /// Most descriptors that a child is given.
 const MAX_DESCRIPTORS: usize = 6;
 
@@ -148,7 +151,11 @@ impl Program {
                 libc::execve(candidate.as_ptr(), arguments.as_ptr(), environment.as_ptr());
                 denied |= !matches!(*libc::__errno_location(), libc::ENOENT | libc::ENOTDIR);
             }
-            let text = if denied { c": cannot be executed\n" } else { c": command not found\n" };
+            let text = if denied {
+                c": cannot be executed\n"
+            } else {
+                c": command not found\n"
+            };
             write_all(2, self.arguments[0].as_c_str());
             write_all(2, text);
             libc::_exit(if denied { 126 } else { 127 })
@@ -178,16 +185,23 @@ impl Program {
 
 fn pointers(strings: &[CString]) -> Vec<*const c_char> {
     let ends = std::iter::once(std::ptr::null());
-    strings.iter().map(|string| string.as_ptr()).chain(ends).collect()
+    strings
+        .iter()
+        .map(|string| string.as_ptr())
+        .chain(ends)
+        .collect()
 }
 
 /// # Safety
 /// Only in a child just forked.
 unsafe fn reset_signals() {
-    // SAFETY: default dispositions and an empty mask are always valid.
+    // The kernel's own layout: handler, flags, restorer, mask. All zero is the default disposition.
+    let default = [0u64; 4];
+    // SAFETY: default dispositions and an empty mask are always valid. The C library would refuse two of the signals.
     unsafe {
-        for signal in 1..=libc::SIGRTMAX() {
-            libc::signal(signal, libc::SIG_DFL);
+        for signal in 1..=LAST_SIGNAL {
+            let (new, old) = (default.as_ptr(), std::ptr::null_mut::<u64>());
+            libc::syscall(libc::SYS_rt_sigaction, signal, new, old, size_of::<u64>());
         }
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
@@ -201,7 +215,10 @@ unsafe fn write_oom_score(score: &CStr) {
     // SAFETY: system calls on a descriptor of this child alone.
     unsafe {
         let path = c"/proc/self/oom_score_adj";
-        let fd = libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC | libc::O_NONBLOCK);
+        let fd = libc::open(
+            path.as_ptr(),
+            libc::O_WRONLY | libc::O_CLOEXEC | libc::O_NONBLOCK,
+        );
         if fd >= 0 {
             write_all(fd, score);
             libc::close(fd);
@@ -272,7 +289,8 @@ impl Ended {
 
     /// Its exit status, or 128 + the signal.
     pub(crate) fn code(&self) -> i32 {
-        self.signal().map_or_else(|| libc::WEXITSTATUS(self.status), |signal| 128 + signal)
+        self.signal()
+            .map_or_else(|| libc::WEXITSTATUS(self.status), |signal| 128 + signal)
     }
 }
 
@@ -283,13 +301,21 @@ pub(crate) fn reap() -> Option<Ended> {
     let (pid, usage) = unsafe {
         let mut usage: libc::rusage = std::mem::zeroed();
         let options = libc::WNOHANG | libc::__WALL;
-        (libc::wait4(-1, &raw mut status, options, &raw mut usage), usage)
+        (
+            libc::wait4(-1, &raw mut status, options, &raw mut usage),
+            usage,
+        )
     };
     if pid <= 0 {
         return None;
     }
-    let micros = |time: libc::timeval| time.tv_sec.unsigned_abs() * 1_000_000 + time.tv_usec.unsigned_abs();
-    Some(Ended { pid, status, cpu_micros: micros(usage.ru_utime) + micros(usage.ru_stime) })
+    let micros =
+        |time: libc::timeval| time.tv_sec.unsigned_abs() * 1_000_000 + time.tv_usec.unsigned_abs();
+    Some(Ended {
+        pid,
+        status,
+        cpu_micros: micros(usage.ru_utime) + micros(usage.ru_stime),
+    })
 }
 
 /// Sends a signal to a process; one that is gone does not matter.

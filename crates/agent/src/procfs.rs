@@ -28,7 +28,9 @@ pub(crate) struct Entry {
 impl ProcessTable {
     pub(crate) fn open() -> ProcessTable {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        ProcessTable { directory: open("/proc", flags, Mode::empty()).ok() }
+        ProcessTable {
+            directory: open("/proc", flags, Mode::empty()).ok(),
+        }
     }
 
     /// All processes; nothing where there is no `/proc`.
@@ -52,19 +54,33 @@ impl ProcessTable {
         // A child may be listed before its parent.
         loop {
             let before = family.len();
-            family.extend(entries.iter().filter(|e| family.contains(&e.parent)).map(|e| e.pid).collect::<Vec<_>>());
+            family.extend(
+                entries
+                    .iter()
+                    .filter(|e| family.contains(&e.parent))
+                    .map(|e| e.pid)
+                    .collect::<Vec<_>>(),
+            );
             if family.len() == before {
                 break;
             }
         }
-        let young = entries.iter().filter(|entry| entry.started >= since && entry.pid != root);
-        young.map(|entry| entry.pid).filter(|pid| family.contains(pid)).collect()
+        let young = entries
+            .iter()
+            .filter(|entry| entry.started >= since && entry.pid != root);
+        young
+            .map(|entry| entry.pid)
+            .filter(|pid| family.contains(pid))
+            .collect()
     }
 
     /// The processes of a session.
     pub(crate) fn session(&self, session: i32) -> Vec<i32> {
         let entries = self.entries().into_iter();
-        entries.filter(|entry| entry.session == session).map(|entry| entry.pid).collect()
+        entries
+            .filter(|entry| entry.session == session)
+            .map(|entry| entry.pid)
+            .collect()
     }
 }
 
@@ -78,7 +94,13 @@ fn entry(directory: &OwnedFd, pid: i32) -> Option<Entry> {
     let path = format!("{pid}/stat");
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     // Not through something mounted over a process's own directory, where the kernel lets us say so.
-    let file = match openat2(directory, &path, flags, Mode::empty(), ResolveFlags::NO_XDEV) {
+    let file = match openat2(
+        directory,
+        &path,
+        flags,
+        Mode::empty(),
+        ResolveFlags::NO_XDEV,
+    ) {
         Err(Errno::NOSYS | Errno::PERM) => openat(directory, &path, flags, Mode::empty()),
         other => other,
     };
@@ -107,14 +129,22 @@ mod tests {
     #[test]
     fn a_hostile_name_does_not_shift_the_fields() {
         let stat = b"7 (a) S 1 (b) R 3 4 5 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 777 0 0";
-        let expected = Entry { pid: 7, parent: 3, session: 5, started: 777 };
+        let expected = Entry {
+            pid: 7,
+            parent: 3,
+            session: 5,
+            started: 777,
+        };
         assert_eq!(parse(7, stat), Some(expected));
     }
 
     #[test]
     fn this_process_is_in_the_table() {
         let me = std::process::id().cast_signed();
-        let entry = ProcessTable::open().entries().into_iter().find(|entry| entry.pid == me);
+        let entry = ProcessTable::open()
+            .entries()
+            .into_iter()
+            .find(|entry| entry.pid == me);
         let entry = entry.expect("an entry for this process");
         assert!(entry.started <= now());
     }

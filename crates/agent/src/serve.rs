@@ -11,7 +11,7 @@ use crate::timers::{Timer, Timers};
 use instavm_agent_api::{
     Control, Event, Failure, FailureKind, GENERATION, Hello, Request, TOKEN_BYTES, WORKDIR, Welcome,
 };
-use nix::sys::signal::{SigSet, Signal, SigmaskHow, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
@@ -45,13 +45,18 @@ pub struct ServeConfig {
 impl ServeConfig {
     /// The configuration of an agent inside a VM.
     pub fn new(token: [u8; TOKEN_BYTES]) -> ServeConfig {
-        ServeConfig { token, workdir: PathBuf::from(WORKDIR) }
+        ServeConfig {
+            token,
+            workdir: PathBuf::from(WORKDIR),
+        }
     }
 }
 
 impl std::fmt::Debug for ServeConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ServeConfig").field("workdir", &self.workdir).finish_non_exhaustive()
+        f.debug_struct("ServeConfig")
+            .field("workdir", &self.workdir)
+            .finish_non_exhaustive()
     }
 }
 
@@ -118,7 +123,13 @@ impl Server {
             libc::mallopt(libc::M_TRIM_THRESHOLD, 256 * 1024);
         }
         let mut mask = SigSet::empty();
-        for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGPIPE] {
+        for signal in [
+            Signal::SIGCHLD,
+            Signal::SIGTERM,
+            Signal::SIGINT,
+            Signal::SIGHUP,
+            Signal::SIGPIPE,
+        ] {
             mask.add(signal);
         }
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&mask), None)?;
@@ -157,7 +168,11 @@ impl Server {
 
     fn run(&mut self) -> io::Result<()> {
         while !self.stop {
-            let timeout = if self.reap_again { Some(Duration::ZERO) } else { self.timers.next() };
+            let timeout = if self.reap_again {
+                Some(Duration::ZERO)
+            } else {
+                self.timers.next()
+            };
             for happening in self.poller.wait(timeout)? {
                 self.handle(happening);
             }
@@ -226,7 +241,9 @@ impl Server {
             Timer::EndTransfer(key) => self.end_transfer(key),
             Timer::Accept => {
                 // What is in the set can be changed without memory.
-                let _ = self.poller.change(&self.listener, Source::Listener, Interest::READ);
+                let _ = self
+                    .poller
+                    .change(&self.listener, Source::Listener, Interest::READ);
             }
         }
     }
@@ -240,7 +257,9 @@ impl Server {
                 Err(Errno::AGAIN) => return,
                 Err(_) => {
                     // Descriptors or memory are exhausted: try again when some may have come back.
-                    let _ = self.poller.change(&self.listener, Source::Listener, Interest::NONE);
+                    let _ = self
+                        .poller
+                        .change(&self.listener, Source::Listener, Interest::NONE);
                     return self.timers.add(ACCEPT_PAUSE, Timer::Accept);
                 }
             }
@@ -249,7 +268,11 @@ impl Server {
 
     fn add_connection(&mut self, socket: OwnedFd) {
         let key = self.new_key();
-        if self.poller.add(&socket, Source::Connection(key), Interest::READ).is_ok() {
+        if self
+            .poller
+            .add(&socket, Source::Connection(key), Interest::READ)
+            .is_ok()
+        {
             self.connections.insert(key, Connection::new(socket));
             if !self.watching_handshakes {
                 self.watching_handshakes = true;
@@ -260,9 +283,13 @@ impl Server {
 
     /// Cuts the connections that have had their time and not sent a request.
     fn cut_silent_connections(&mut self) {
-        let silent = |connection: &Connection| matches!(connection.phase, Phase::Stranger | Phase::Asking);
+        let silent =
+            |connection: &Connection| matches!(connection.phase, Phase::Stranger | Phase::Asking);
         let late = |connection: &Connection| connection.since.elapsed() >= HANDSHAKE;
-        let late = self.connections.iter().filter(|(_, c)| silent(c) && late(c));
+        let late = self
+            .connections
+            .iter()
+            .filter(|(_, c)| silent(c) && late(c));
         for key in late.map(|(key, _)| *key).collect::<Vec<_>>() {
             self.close(key);
         }
@@ -308,10 +335,12 @@ impl Server {
         while let Some(connection) = self.connections.get_mut(&key) {
             let taken = match &connection.phase {
                 Phase::Stranger => connection.next::<Hello>().map(|m| m.map(Message::Hello)),
-                Phase::Asking => connection.next::<Request>().map(|m| m.map(Message::Request)),
-                Phase::Executing(_) | Phase::Following { .. } | Phase::Warming => {
-                    connection.next::<Control>().map(|m| m.map(Message::Control))
-                }
+                Phase::Asking => connection
+                    .next::<Request>()
+                    .map(|m| m.map(Message::Request)),
+                Phase::Executing(_) | Phase::Following { .. } | Phase::Warming => connection
+                    .next::<Control>()
+                    .map(|m| m.map(Message::Control)),
                 Phase::Transfer { .. } | Phase::Closing => return,
             };
             match taken {
@@ -328,7 +357,12 @@ impl Server {
         if !self.secret.matches(&hello.token) {
             return self.close(key);
         }
-        self.send(key, &Welcome { generation: GENERATION });
+        self.send(
+            key,
+            &Welcome {
+                generation: GENERATION,
+            },
+        );
         self.set_phase(key, Phase::Asking);
     }
 
@@ -352,9 +386,15 @@ impl Server {
     }
 
     fn control(&mut self, key: u64, control: &Control) {
-        let execution = match self.connections.get(&key).map(|connection| &connection.phase) {
+        let execution = match self
+            .connections
+            .get(&key)
+            .map(|connection| &connection.phase)
+        {
             Some(Phase::Executing(execution)) => Some(*execution),
-            Some(Phase::Following { id, .. }) => self.spools.get(id).and_then(|spool| spool.execution),
+            Some(Phase::Following { id, .. }) => {
+                self.spools.get(id).and_then(|spool| spool.execution)
+            }
             _ => None,
         };
         match (control, execution) {
@@ -368,7 +408,13 @@ impl Server {
     fn follow(&mut self, key: u64, id: String) {
         let Some(spool) = self.spools.get_mut(&id) else {
             let message = format!("no execution with the id {id}");
-            return self.answer(key, Event::Failed(Failure { kind: FailureKind::NotFound, message }));
+            return self.answer(
+                key,
+                Event::Failed(Failure {
+                    kind: FailureKind::NotFound,
+                    message,
+                }),
+            );
         };
         spool.followers.push(key);
         self.set_phase(key, Phase::Following { id, offset: 0 });
@@ -397,7 +443,11 @@ impl Server {
             };
             if connection.outbox.len() >= OUTBOX_LOW {
                 self.flush_once(key);
-                if self.connections.get(&key).is_some_and(|c| c.outbox.len() >= OUTBOX_LOW) {
+                if self
+                    .connections
+                    .get(&key)
+                    .is_some_and(|c| c.outbox.len() >= OUTBOX_LOW)
+                {
                     return;
                 }
                 continue;
@@ -443,7 +493,10 @@ impl Server {
 
     /// Sends what a connection takes, and lets what waited for its room go on.
     fn flush(&mut self, key: u64) {
-        let full_before = self.connections.get(&key).is_some_and(|c| c.outbox.len() >= OUTBOX_LOW);
+        let full_before = self
+            .connections
+            .get(&key)
+            .is_some_and(|c| c.outbox.len() >= OUTBOX_LOW);
         self.flush_once(key);
         let Some(connection) = self.connections.get(&key) else {
             return;
@@ -469,7 +522,9 @@ impl Server {
         if connection.interest != wanted {
             connection.interest = wanted;
             // What is in the set can be changed without memory.
-            let _ = self.poller.change(&connection.socket, Source::Connection(key), wanted);
+            let _ = self
+                .poller
+                .change(&connection.socket, Source::Connection(key), wanted);
         }
     }
 

@@ -26,7 +26,11 @@ pub(crate) fn environment<'a>(
 ) -> BTreeMap<&'a str, &'a str> {
     let mut all = BTreeMap::from(BASE);
     for layer in layers {
-        all.extend(layer.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+        all.extend(
+            layer
+                .iter()
+                .map(|(name, value)| (name.as_str(), value.as_str())),
+        );
     }
     all
 }
@@ -80,7 +84,10 @@ mod tests {
 
     #[test]
     fn the_latest_layer_wins() {
-        let session = BTreeMap::from([("LANG".to_owned(), "a".to_owned()), ("X".to_owned(), "1".to_owned())]);
+        let session = BTreeMap::from([
+            ("LANG".to_owned(), "a".to_owned()),
+            ("X".to_owned(), "1".to_owned()),
+        ]);
         let call = BTreeMap::from([("X".to_owned(), "2".to_owned())]);
         let all = environment(&[&session, &call]);
         assert_eq!((all["LANG"], all["X"], all["HOME"]), ("a", "2", "/root"));

@@ -51,7 +51,9 @@ impl Spool {
     /// Up to `most` bytes from an offset on; nothing at the end of what there is.
     pub(crate) fn read(&self, offset: u64, most: usize) -> rustix::io::Result<Vec<u8>> {
         let Some(file) = &self.file else {
-            let start = usize::try_from(offset).unwrap_or(usize::MAX).min(self.memory.len());
+            let start = usize::try_from(offset)
+                .unwrap_or(usize::MAX)
+                .min(self.memory.len());
             let end = start.saturating_add(most).min(self.memory.len());
             return Ok(self.memory[start..end].to_vec());
         };
@@ -100,7 +102,9 @@ impl Spools {
         Spools {
             spools: HashMap::new(),
             order: VecDeque::new(),
-            directory: directories.filter_map(|path| open(path, flags, Mode::empty()).ok()).next(),
+            directory: directories
+                .filter_map(|path| open(path, flags, Mode::empty()).ok())
+                .next(),
             files: 0,
             most_files: usize::try_from(descriptors / 4).unwrap_or(usize::MAX),
         }
@@ -199,7 +203,10 @@ impl Spools {
             self.drop_oldest(|spool| spool.file.is_some());
         }
         let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
-        let on_disk = self.directory.as_ref().map(|directory| openat(directory, ".", flags, Mode::RUSR | Mode::WUSR));
+        let on_disk = self
+            .directory
+            .as_ref()
+            .map(|directory| openat(directory, ".", flags, Mode::RUSR | Mode::WUSR));
         match on_disk {
             Some(Ok(file)) => Some(file),
             _ => memfd_create("spool", MemfdFlags::CLOEXEC).ok(),
@@ -210,7 +217,11 @@ impl Spools {
     fn drop_oldest(&mut self, fits: impl Fn(&Spool) -> bool) {
         let spools = &self.spools;
         let idle = |spool: &Spool| spool.end.is_some() && spool.followers.is_empty() && fits(spool);
-        let oldest = self.order.iter().find(|id| spools.get(*id).is_some_and(idle)).cloned();
+        let oldest = self
+            .order
+            .iter()
+            .find(|id| spools.get(*id).is_some_and(idle))
+            .cloned();
         if let Some(id) = oldest {
             self.order.retain(|other| *other != id);
             self.remove(&id);

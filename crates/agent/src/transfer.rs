@@ -42,7 +42,9 @@ impl Server {
     /// Reads a file.
     pub(crate) fn read_file(&mut self, connection: u64, path: String) {
         let workdir = self.workdir.clone();
-        self.hand_over(connection, move |stream, _| file::read(stream, &workdir, &path));
+        self.hand_over(connection, move |stream, _| {
+            file::read(stream, &workdir, &path)
+        });
     }
 
     /// Writes a file.
@@ -85,7 +87,11 @@ impl Server {
                 if let Some(connection) = self.connections.get_mut(&key) {
                     connection.interest = Interest::NONE;
                     // What is in the set can be changed without memory.
-                    let _ = self.poller.change(&connection.socket, Source::Connection(key), Interest::NONE);
+                    let _ = self.poller.change(
+                        &connection.socket,
+                        Source::Connection(key),
+                        Interest::NONE,
+                    );
                 }
             }
             Err(error) => {
@@ -107,7 +113,10 @@ impl Server {
 
     /// Ends a transfer whose child is still there.
     pub(crate) fn end_transfer(&mut self, key: u64) {
-        let phase = self.connections.get(&key).map(|connection| &connection.phase);
+        let phase = self
+            .connections
+            .get(&key)
+            .map(|connection| &connection.phase);
         if let Some(Phase::Transfer { pid }) = phase {
             process::signal(*pid, libc::SIGKILL);
         }

@@ -31,7 +31,11 @@ pub(crate) enum Answer {
     /// It is ready to execute.
     Ready,
     /// The execution with this number has ended.
-    Finished { sequence: u64, exit_code: i32, cpu_micros: u64 },
+    Finished {
+        sequence: u64,
+        exit_code: i32,
+        cpu_micros: u64,
+    },
     /// The text of the execution with this number is for a shell.
     Shell { sequence: u64 },
 }
@@ -87,13 +91,27 @@ pub(crate) fn start(
     rustix::io::ioctl_fionbio(&control, true)?;
     let (stdout, stdout_end) = output_pipe()?;
     let (stderr, stderr_end) = output_pipe()?;
-    let descriptors = vec![null, stdout_end, stderr_end, source, theirs, target.try_clone()?];
+    let descriptors = vec![
+        null,
+        stdout_end,
+        stderr_end,
+        source,
+        theirs,
+        target.try_clone()?,
+    ];
     let program = Program::new("python3", &["-c", BOOTSTRAP], workdir, descriptors)?
         .environment(environment.iter().map(|(name, value)| (*name, *value)))
         .oom_score(c"300")
         .dies_with_agent();
     let pid = program.spawn(secret)?;
-    Ok((Started { pid, control, target }, [stdout, stderr]))
+    Ok((
+        Started {
+            pid,
+            control,
+            target,
+        },
+        [stdout, stderr],
+    ))
 }
 
 /// A pipe whose reading end does not block.
@@ -138,7 +156,9 @@ impl Worker {
         let usable = variables.iter().filter(|(name, value)| {
             !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0')
         });
-        let text: Vec<String> = usable.map(|(name, value)| format!("{name}={value}")).collect();
+        let text: Vec<String> = usable
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
         let text = text.join("\0");
         let mut payload = length(1 + text.len()).to_vec();
         payload.push(ENVIRONMENT);
@@ -174,7 +194,8 @@ impl Worker {
         };
         let whole = self.inbox.len() / ANSWER_BYTES * ANSWER_BYTES;
         let frames: Vec<u8> = self.inbox.drain(..whole).collect();
-        let answers: Result<Vec<Answer>, Nonsense> = frames.chunks_exact(ANSWER_BYTES).map(parse).collect();
+        let answers: Result<Vec<Answer>, Nonsense> =
+            frames.chunks_exact(ANSWER_BYTES).map(parse).collect();
         Ok((answers?, open))
     }
 }
@@ -184,7 +205,8 @@ pub(crate) fn reason(ended: &Ended, because: Option<&str>) -> String {
     match (because, ended.signal()) {
         (Some(because), _) => because.to_owned(),
         (None, Some(libc::SIGKILL)) => {
-            "the interpreter was killed (SIGKILL): it ran out of memory, or the code did it".to_owned()
+            "the interpreter was killed (SIGKILL): it ran out of memory, or the code did it"
+                .to_owned()
         }
         (None, Some(libc::SIGSEGV)) => "the interpreter crashed: segmentation fault".to_owned(),
         (None, Some(libc::SIGABRT)) => "the interpreter crashed: it aborted".to_owned(),
@@ -192,7 +214,10 @@ pub(crate) fn reason(ended: &Ended, because: Option<&str>) -> String {
         (None, None) if ended.code() == LOST => {
             "the code closed the descriptors that the interpreter needs".to_owned()
         }
-        (None, None) => format!("the code ended the interpreter with status {}", ended.code()),
+        (None, None) => format!(
+            "the code ended the interpreter with status {}",
+            ended.code()
+        ),
     }
 }
 
