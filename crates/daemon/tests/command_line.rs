@@ -123,6 +123,35 @@ fn a_data_directory_serves_one_daemon() {
 }
 
 #[test]
+fn no_process_is_ended_that_does_not_hold_the_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = no_configuration(dir.path());
+    let lock = File::create(dir.path().join("lock")).unwrap();
+    lock.try_lock().unwrap();
+    let mut bystander = Command::new("sleep").arg("600").spawn().unwrap();
+    let holder = format!(r#"{{"pid":{},"command":"serve"}}"#, bystander.id());
+    std::fs::write(dir.path().join("lock"), holder).unwrap();
+    let output = run(&[
+        "destroy",
+        "--force",
+        "--config",
+        &config,
+        "--data-dir",
+        text(dir.path()),
+    ]);
+    let alive = bystander.try_wait().unwrap().is_none();
+    bystander.kill().unwrap();
+    bystander.wait().unwrap();
+    assert!(alive);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("stop it there"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
 fn nothing_is_destroyed_that_is_no_instance() {
     let dir = tempfile::tempdir().unwrap();
     let config = no_configuration(dir.path());

@@ -11,6 +11,7 @@ use crate::{output, wiring};
 use anyhow::{Context, bail};
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -82,6 +83,9 @@ fn take_over(dir: &Path, force: bool) -> anyhow::Result<DataDirLock> {
         if let Some(process) = Other::open(pid)? {
             // The holder may have ended, and its number be another's, before we took hold of it.
             if still_held_by(dir, pid)? {
+                if !has_open(pid, &dir.join(lock::FILE_NAME)) {
+                    bail!("{holder} runs in another process namespace: stop it there");
+                }
                 process
                     .end(GRACE)
                     .with_context(|| format!("{holder} cannot be ended"))?;
@@ -100,6 +104,20 @@ fn still_held_by(dir: &Path, pid: u32) -> anyhow::Result<bool> {
         Err(LockError::Held { holder, .. }) => Ok(holder.pid == Some(pid)),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Whether a process of this number, in our numbering, has the file open.
+fn has_open(pid: u32, file: &Path) -> bool {
+    let Ok(wanted) = fs::metadata(file) else {
+        return false;
+    };
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else {
+        return false;
+    };
+    descriptors
+        .flatten()
+        .filter_map(|descriptor| fs::metadata(descriptor.path()).ok())
+        .any(|open| (open.dev(), open.ino()) == (wanted.dev(), wanted.ino()))
 }
 
 /// Removes what is in the directory, the mark last, then the directory itself unless it is a mount point.
