@@ -8,7 +8,7 @@ use axum::http::header;
 use axum::http::request::Parts;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use std::time::Duration;
 
 /// The header that carries the API key.
@@ -49,7 +49,13 @@ impl<T: DeserializeOwned> FromRequest<Platform> for JsonBody<T> {
     async fn from_request(request: Request, platform: &Platform) -> Result<Self, Problem> {
         let body = read_body(request.into_body(), platform.settings.body_limit).await?;
         let mut deserializer = serde_json::Deserializer::from_slice(&body);
-        let value = serde_path_to_error::deserialize(&mut deserializer).map_err(refused)?;
+        let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+            // What is wrong with a field counts only in a text that is JSON to its end.
+            match serde_json::from_slice::<IgnoredAny>(&body) {
+                Ok(_) => refused(error),
+                Err(error) => malformed(error),
+            }
+        })?;
         deserializer.end().map_err(malformed)?;
         Ok(JsonBody(value))
     }

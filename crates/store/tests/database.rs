@@ -81,7 +81,7 @@ async fn bytes_and_nothing_come_back_as_they_went() {
     let database = open(&folder).await;
     let row = database
         .fetch_optional(
-            "SELECT $1 AS bytes, $2 AS nothing, $3 AS text",
+            "SELECT $1 AS bytes, $2 AS absent, $3 AS letters",
             vec![
                 vec![0u8, 255].into(),
                 Value::Int(None),
@@ -92,8 +92,8 @@ async fn bytes_and_nothing_come_back_as_they_went() {
         .unwrap()
         .unwrap();
     assert_eq!(row.get::<Vec<u8>>("bytes").unwrap(), [0, 255]);
-    assert_eq!(row.get::<Option<i64>>("nothing").unwrap(), None);
-    assert_eq!(row.get::<String>("text").unwrap(), "\u{1F600}\0x");
+    assert_eq!(row.get::<Option<i64>>("absent").unwrap(), None);
+    assert_eq!(row.get::<String>("letters").unwrap(), "\u{1F600}\0x");
 }
 
 #[tokio::test]

@@ -108,7 +108,7 @@ async fn update(
     NumberId(id): NumberId,
     JsonBody(request): JsonBody<api::UpdateApiKey>,
 ) -> Result<Json<api::ApiKey>, Problem> {
-    let description = request.description.as_deref();
+    let description = request.description;
     let key = service::update(
         &platform,
         caller.account_id,

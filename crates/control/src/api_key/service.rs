@@ -209,20 +209,45 @@ pub(crate) async fn update(
     platform: &Platform,
     account_id: i64,
     id: i64,
-    description: Option<&str>,
+    description: Option<String>,
     is_active: Option<bool>,
 ) -> Result<ApiKey, Problem> {
-    description.map_or(Ok(()), check_description)?;
-    let key = rows::update(&platform.database, account_id, id, description, is_active).await?;
-    platform.keys.forget();
-    key.ok_or_else(not_found)
+    description.as_deref().map_or(Ok(()), check_description)?;
+    let key = changing(platform, async move |database| {
+        rows::update(&database, account_id, id, description.as_deref(), is_active).await
+    });
+    key.await?.ok_or_else(not_found)
 }
 
 /// Deletes a key. It answers 401 from here on.
 pub(crate) async fn delete(platform: &Platform, account_id: i64, id: i64) -> Result<(), Problem> {
-    let deleted = rows::delete(&platform.database, account_id, id).await?;
-    platform.keys.forget();
-    if deleted { Ok(()) } else { Err(not_found()) }
+    let deleted = changing(platform, async move |database| {
+        rows::delete(&database, account_id, id).await
+    });
+    if deleted.await? {
+        Ok(())
+    } else {
+        Err(not_found())
+    }
+}
+
+/// Changes the rows and then forgets what was known, whatever becomes of the caller meanwhile.
+async fn changing<T, F, Changed>(platform: &Platform, change: F) -> Result<T, Problem>
+where
+    T: Send + 'static,
+    F: FnOnce(Database) -> Changed,
+    Changed: Future<Output = Result<T, StoreError>> + Send + 'static,
+{
+    let (platform, changed) = (platform.clone(), change(platform.database.clone()));
+    let tracker = platform.tracker.clone();
+    let task = tracker.spawn(async move {
+        let result = changed.await;
+        platform.keys.forget();
+        result
+    });
+    task.await
+        .map_err(|error| Problem::internal("changing the key", error))?
+        .map_err(Problem::from)
 }
 
 #[cfg(test)]

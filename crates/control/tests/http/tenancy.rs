@@ -1,0 +1,320 @@
+//! Every route has an owner's rule: no key, a wrong key, and another account's key are tried on each.
+
+use crate::{session_of, text, vm_of};
+use anyhow::{Context, Result};
+use axum::body::Body;
+use axum::http::{Method, Request};
+use instavm_testkit::{Client, TestPlatform};
+use serde_json::{Value, json};
+
+/// Routes that need no key, because they tell nothing of anybody.
+const OPEN: [&str; 3] = ["/healthz", "/metrics", "/openapi.json"];
+
+/// What a stranger is answered.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Stranger {
+    /// 404: the thing is another's.
+    NotFound,
+    /// The call is about the caller alone; the answer must not hold the owner's things.
+    OwnThings,
+}
+use Stranger::{NotFound, OwnThings};
+
+struct Case {
+    method: &'static str,
+    route: &'static str,
+    path: String,
+    kind: &'static str,
+    body: Vec<u8>,
+    stranger: Stranger,
+}
+
+/// The owner's things.
+struct Things {
+    session: String,
+    vm: String,
+    task: String,
+    key: String,
+    ssh_key: String,
+}
+
+async fn things(platform: &TestPlatform) -> Result<Things> {
+    let client = platform.client();
+    let session = session_of(&client, &platform.key).await?;
+    let vm = vm_of(&client, &session).await?;
+    client.upload(&session, "file", false, b"secret").await?;
+    let body = json!({"session_id": session, "command": "echo secret"});
+    let task = text(&client.post("/execute_async", &body).await?.json()["task_id"]);
+    let key = client
+        .post("/v1/api-keys/", &json!({"description": "owner"}))
+        .await?
+        .json()["id"]
+        .to_string();
+    let line =
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f owner";
+    let ssh_key = client
+        .post("/v1/ssh-keys", &json!({"public_key": line}))
+        .await?
+        .json()["id"]
+        .to_string();
+    Ok(Things {
+        session,
+        vm,
+        task,
+        key,
+        ssh_key,
+    })
+}
+
+const JSON: &str = "application/json";
+
+fn cases(things: &Things) -> Vec<Case> {
+    let Things {
+        session,
+        vm,
+        task,
+        key,
+        ssh_key,
+    } = things;
+    let case = |method, route: &'static str, id: &str, body: Value, stranger| {
+        let (before, after) = match (route.find('{'), route.find('}')) {
+            (Some(from), Some(to)) => (&route[..from], &route[to + 1..]),
+            _ => (route, ""),
+        };
+        let body = if body.is_null() {
+            Vec::new()
+        } else {
+            body.to_string().into_bytes()
+        };
+        Case {
+            method,
+            route,
+            path: format!("{before}{id}{after}"),
+            kind: JSON,
+            body,
+            stranger,
+        }
+    };
+    let run = json!({"session_id": session, "command": "echo x"});
+    let none = Value::Null;
+    let mut cases = vec![
+        case("post", "/v1/sessions/session", "", json!({}), OwnThings),
+        case(
+            "get",
+            "/v1/sessions/session/{session_id}",
+            session,
+            none.clone(),
+            NotFound,
+        ),
+        case(
+            "get",
+            "/v1/sessions/status/{session_id}",
+            session,
+            none.clone(),
+            NotFound,
+        ),
+        case(
+            "get",
+            "/v1/sessions/usage/{session_id}",
+            session,
+            none.clone(),
+            NotFound,
+        ),
+        case(
+            "get",
+            "/v1/sessions/app-url/{session_id}",
+            session,
+            none.clone(),
+            NotFound,
+        ),
+        case("get", "/v1/sessions/sandboxes", "", none.clone(), OwnThings),
+        case(
+            "post",
+            "/kill",
+            "",
+            json!({"session_id": session}),
+            NotFound,
+        ),
+        case("post", "/execute", "", run.clone(), NotFound),
+        case("post", "/execute_async", "", run, NotFound),
+        case(
+            "get",
+            "/v1/executions/{task_id}",
+            task,
+            none.clone(),
+            NotFound,
+        ),
+        case(
+            "post",
+            "/v1/vms",
+            "",
+            json!({"session_id": session}),
+            NotFound,
+        ),
+        case("get", "/v1/vms", "", none.clone(), OwnThings),
+        case("get", "/v1/vms/", "", none.clone(), OwnThings),
+        case("get", "/v1/vms/{vm_id}", vm, none.clone(), NotFound),
+        case("delete", "/v1/vms/{vm_id}", vm, none.clone(), NotFound),
+        case("post", "/v1/api-keys/", "", json!({}), OwnThings),
+        case("get", "/v1/api-keys/", "", none.clone(), OwnThings),
+        case("get", "/v1/api-keys/{id}", key, none.clone(), NotFound),
+        case(
+            "patch",
+            "/v1/api-keys/{id}",
+            key,
+            json!({"is_active": false}),
+            NotFound,
+        ),
+        case("delete", "/v1/api-keys/{id}", key, none.clone(), NotFound),
+        case(
+            "post",
+            "/v1/ssh-keys",
+            "",
+            json!({"public_key": "x"}),
+            OwnThings,
+        ),
+        case("get", "/v1/ssh-keys", "", none.clone(), OwnThings),
+        case(
+            "delete",
+            "/v1/ssh-keys/{id}",
+            ssh_key,
+            none.clone(),
+            NotFound,
+        ),
+        case("get", "/v1/users/me", "", none.clone(), OwnThings),
+    ];
+    let parts = |name: &str, text: &str| {
+        format!("--b\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{text}\r\n")
+    };
+    let upload = [
+        parts("remote_path", "file"),
+        parts("session_id", session),
+        parts("file", "taken"),
+    ];
+    cases.push(Case {
+        kind: "multipart/form-data; boundary=b",
+        body: format!("{}--b--\r\n", upload.concat()).into_bytes(),
+        ..case("post", "/upload", "", none.clone(), NotFound)
+    });
+    cases.push(Case {
+        kind: "application/x-www-form-urlencoded",
+        body: format!("filename=file&session_id={session}").into_bytes(),
+        ..case("post", "/download", "", none, NotFound)
+    });
+    cases
+}
+
+async fn send(client: &Client, case: &Case) -> Result<instavm_testkit::Answer> {
+    let request = Request::builder()
+        .method(Method::from_bytes(case.method.to_uppercase().as_bytes())?)
+        .uri(&case.path)
+        .header("content-type", case.kind)
+        .body(Body::from(case.body.clone()))?;
+    client.send(request).await
+}
+
+#[tokio::test]
+async fn every_documented_route_has_a_case() -> Result<()> {
+    let platform = TestPlatform::start().await?;
+    let things = things(&platform).await?;
+    let cases = cases(&things);
+    let document = platform
+        .client_with(None)
+        .get("/openapi.json")
+        .await?
+        .json();
+    let paths = document["paths"].as_object().context("no paths")?;
+    assert!(paths.len() > 20, "the document is incomplete");
+    for (route, item) in paths {
+        for (method, operation) in item.as_object().context("no operations")? {
+            let has_case = cases
+                .iter()
+                .any(|case| case.method == method && case.route == route);
+            if OPEN.contains(&route.as_str()) {
+                assert!(operation.get("security").is_none(), "{method} {route}");
+                assert!(!has_case);
+                continue;
+            }
+            assert!(
+                has_case,
+                "{method} {route} has no case here: who may call it?"
+            );
+            assert!(
+                operation["security"].is_array(),
+                "{method} {route} documents no key"
+            );
+            assert!(
+                operation["responses"]["401"].is_object(),
+                "{method} {route} documents no 401"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_a_valid_key_every_route_answers_401() -> Result<()> {
+    let platform = TestPlatform::start().await?;
+    let things = things(&platform).await?;
+    for client in [
+        platform.client_with(None),
+        platform.client_with(Some("instavm_sk_unknown")),
+    ] {
+        for case in cases(&things) {
+            let answer = send(&client, &case).await?;
+            assert_eq!(answer.status, 401, "{} {}", case.method, case.path);
+            assert!(answer.json().is_object());
+        }
+    }
+    assert_eq!(platform.node.vm_ids(), [things.vm]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn another_account_sees_and_changes_nothing() -> Result<()> {
+    let platform = TestPlatform::start().await?;
+    let things = things(&platform).await?;
+    let stranger = platform.stranger("stranger@example.com").await?;
+    for case in cases(&things) {
+        let answer = send(&stranger, &case).await?;
+        let body = String::from_utf8_lossy(&answer.body).into_owned();
+        match case.stranger {
+            NotFound => assert_eq!(answer.status, 404, "{} {}: {body}", case.method, case.path),
+            OwnThings => assert_ne!(answer.status, 404, "{} {}", case.method, case.path),
+        }
+        for owned in [
+            &things.session,
+            &things.vm,
+            &things.task,
+            "owner",
+            "admin@localhost",
+        ] {
+            assert!(
+                !body.contains(owned),
+                "{} {} tells of {owned}",
+                case.method,
+                case.path
+            );
+        }
+    }
+    let client = platform.client();
+    let status = client
+        .get(&format!("/v1/sessions/status/{}", things.session))
+        .await?
+        .json();
+    assert_eq!(status["vm_alive"], true);
+    let file = platform.node.file(&things.vm, "file");
+    assert_eq!(file.as_deref(), Some(&b"secret"[..]));
+    assert_eq!(
+        client
+            .get(&format!("/v1/api-keys/{}", things.key))
+            .await?
+            .json()["is_active"],
+        true
+    );
+    assert_eq!(
+        client.get("/v1/ssh-keys").await?.json()["keys"][0]["comment"],
+        "owner"
+    );
+    Ok(())
+}

@@ -1,0 +1,181 @@
+use crate::{eventually, execute, session_of, text, vm_of};
+use anyhow::Result;
+use axum::http::Method;
+use instavm_control::Settings;
+use instavm_node_api::Ending;
+use instavm_testkit::TestPlatform;
+use serde_json::json;
+use std::time::Duration;
+
+#[tokio::test]
+async fn a_vm_is_made_with_its_session_listed_and_ended() -> Result<()> {
+    let settings = Settings {
+        ssh_gateway: Some("ssh.example.com".to_owned()),
+        ..Settings::default()
+    };
+    let platform = TestPlatform::with(settings).await?;
+    let client = platform.client();
+    let body = json!({"memory_mb": 256, "metadata": {"a": 1}, "env": {"A": "x"}, "some_unknown_key": {"b": 1},
+                      "snapshot_on_terminate": false, "volumes": [], "vault_ids": [], "image_variant": "standard",
+                      "egress_policy": {"allow_public_repos": true, "allow_http": true, "allow_https": true,
+                                        "allowed_domains": [], "allowed_cidrs": []}});
+    let answer = client.post("/v1/vms?wait=true", &body).await?;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let vm = answer.json();
+    let id = text(&vm["vm_id"]);
+    assert!(id.starts_with("vm_") && id.len() == 23);
+    assert_eq!(vm["id"], vm["vm_id"]);
+    assert_eq!(vm["status"], "active");
+    assert_eq!(vm["isolation"], "namespaces");
+    assert_eq!(vm["vm_lifetime_seconds"], 3_600);
+    assert_eq!(vm["ssh_host"], format!("{id}@ssh.example.com"));
+    let session = text(&vm["session_id"]);
+    assert_eq!(
+        execute(&client, &session, "env A").await?.json()["stdout"],
+        "x\n"
+    );
+
+    assert_eq!(client.get(&format!("/v1/vms/{id}")).await?.json(), vm);
+    assert_eq!(client.get("/v1/vms").await?.json(), json!([vm]));
+    assert_eq!(client.get("/v1/vms/").await?.json(), json!([vm]));
+    for _ in 0..2 {
+        let answer = client.delete(&format!("/v1/vms/{id}")).await?;
+        assert_eq!(answer.status, 200);
+        assert_eq!(
+            answer.json(),
+            json!({"status": "terminated", "vm_id": id, "session_id": session})
+        );
+    }
+    assert!(platform.node.vm_ids().is_empty());
+    assert_eq!(client.get("/v1/vms").await?.json(), json!([]));
+    let all = client.get("/v1/vms/").await?.json();
+    assert_eq!(all[0]["status"], "terminated");
+    assert_eq!(all[0]["status_reason"], "killed");
+    assert!(all[0]["terminated_at"].is_string());
+    assert_eq!(execute(&client, &session, "echo").await?.status, 404);
+    assert_eq!(client.get("/v1/vms/vm_none").await?.status, 404);
+    assert_eq!(client.delete("/v1/vms/vm_none").await?.status, 404);
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_waiting_the_answer_comes_at_once() -> Result<()> {
+    let platform = TestPlatform::start().await?;
+    let client = platform.client();
+    platform.node.hold_creations(Some("making"));
+    let vm = client.post("/v1/vms?wait=false", &json!({})).await?.json();
+    assert_eq!(vm["status"], "creating");
+    let listed = client.get("/v1/vms").await?.json();
+    assert_eq!(listed[0]["status"], "creating");
+    platform.node.open_gate("making");
+    let path = format!("/v1/vms/{}", text(&vm["vm_id"]));
+    eventually(&client, &path, |vm| vm["status"] == "active").await?;
+    let wrong = client
+        .call(Method::POST, "/v1/vms?wait=maybe", "application/json", "{}")
+        .await?;
+    assert_eq!(wrong.status, 422);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_vm_that_takes_too_long_is_a_504_and_goes_on() -> Result<()> {
+    let settings = Settings {
+        provision_wait: Duration::from_millis(20),
+        ..Settings::default()
+    };
+    let platform = TestPlatform::with(settings).await?;
+    let client = platform.client();
+    platform.node.hold_creations(Some("making"));
+    let answer = client.post("/v1/vms", &json!({})).await?;
+    assert_eq!(answer.status, 504);
+    assert!(answer.detail().contains("provisioning timed out"));
+    platform.node.open_gate("making");
+    eventually(&client, "/v1/vms", |vms| vms[0]["status"] == "active").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_not_enforced_is_not_accepted() -> Result<()> {
+    let platform = TestPlatform::start().await?;
+    let client = platform.client();
+    let cases = [
+        ("snapshot_id", json!("snap")),
+        (
+            "volumes",
+            json!([{"volume_id": "v", "mount_path": "/data"}]),
+        ),
+        ("vault_ids", json!(["vlt_1"])),
+        ("egress_policy", json!({"allow_http": false})),
+        ("snapshot_on_terminate", json!(true)),
+        ("share", json!({"port": 80})),
+        ("custom_domain", json!({"domain": "x"})),
+        ("image_variant", json!("computer-use")),
+        ("memory_mb", json!(64)),
+        ("vcpu_count", json!("2")),
+        ("vm_lifetime_seconds", json!(5)),
+        ("env", json!({"": "x"})),
+        ("metadata", json!("x")),
+    ];
+    for (field, value) in cases {
+        let answer = client.post("/v1/vms", &json!({field: value})).await?;
+        assert_eq!(answer.status, 422, "{field}: {answer:?}");
+        assert!(answer.detail().starts_with(field), "{}", answer.detail());
+    }
+    assert_eq!(
+        client
+            .post("/v1/vms", &json!({"session_id": "none"}))
+            .await?
+            .status,
+        404
+    );
+    assert_eq!(platform.node.creations(), 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_session_keeps_its_living_vm_and_gets_a_new_one_after_its_end() -> Result<()> {
+    let platform = TestPlatform::start().await?;
+    let client = platform.client();
+    let session = session_of(&client, &platform.key).await?;
+    let first = vm_of(&client, &session).await?;
+    let body = json!({"session_id": session, "env": {"A": "new"}});
+    assert_eq!(
+        client.post("/v1/vms", &body).await?.json()["vm_id"],
+        json!(first)
+    );
+
+    client
+        .post("/kill", &json!({"session_id": session}))
+        .await?;
+    let answer = client.post("/v1/vms", &body).await?;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let second = answer.json();
+    assert_eq!(second["session_id"], json!(session));
+    assert_ne!(second["vm_id"], json!(first));
+    assert_eq!(
+        execute(&client, &session, "env A").await?.json()["stdout"],
+        "new\n"
+    );
+    // The first VM's record cannot end the second VM.
+    assert_eq!(
+        client.delete(&format!("/v1/vms/{first}")).await?.status,
+        200
+    );
+    assert_eq!(execute(&client, &session, "echo x").await?.status, 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_end_of_a_vm_is_on_record() -> Result<()> {
+    let platform = TestPlatform::start().await?;
+    let client = platform.client();
+    for (ending, word) in [(Ending::Expired, "expired"), (Ending::Crashed, "crashed")] {
+        let vm = client.post("/v1/vms", &json!({})).await?.json();
+        let id = text(&vm["vm_id"]);
+        platform.node.end(&id, ending);
+        let path = format!("/v1/vms/{id}");
+        let ended = eventually(&client, &path, |vm| vm["status"] == "terminated").await?;
+        assert_eq!(ended["status_reason"], word);
+    }
+    Ok(())
+}
