@@ -124,8 +124,8 @@ def stopwatch():
 @pytest.fixture(autouse=True)
 def daemon_survives(request):
     """No test takes the shared daemon down."""
+    shared = request.getfixturevalue("daemon") if "daemon" in request.fixturenames else None
     yield
-    if "daemon" in request.fixturenames:
-        shared = request.getfixturevalue("daemon")
+    if shared is not None:
         assert shared.process.poll() is None, f"the daemon ended: {shared.log_tail()}"
         assert requests.get(f"{shared.base_url}/healthz", timeout=10).status_code == 200

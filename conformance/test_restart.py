@@ -9,17 +9,17 @@ from daemon import BINARY, eventually
 
 
 @pytest.fixture
-def daemon(own_daemon):
+def instance(own_daemon):
     return own_daemon("restart").start()
 
 
-def restarted(daemon):
-    daemon.kill9()
-    return daemon.start().http()
+def restarted(instance):
+    instance.kill9()
+    return instance.start().http()
 
 
-def test_variables_threads_and_files_live_through_kill_9(daemon):
-    http = daemon.http()
+def test_variables_threads_and_files_live_through_kill_9(instance):
+    http = instance.http()
     session_id = http.start_session(metadata={"mark": "kept"}, env={"A": "b"})
     http.execute(
         session_id,
@@ -28,24 +28,24 @@ def test_variables_threads_and_files_live_through_kill_9(daemon):
     )
     before = int(http.execute(session_id, "print(len(ticks))")["stdout"])
     vm_id = http.get(f"/v1/sessions/status/{session_id}").json()["vm_id"]
-    http = restarted(daemon)
+    http = restarted(instance)
     assert http.execute(session_id, "print(x)")["stdout"] == "42\n"
     assert int(http.execute(session_id, "print(len(ticks))")["stdout"]) > before
     record = http.get(f"/v1/sessions/session/{session_id}").json()
     assert (record["status"], record["vm_id"], record["metadata"]) == ("active", vm_id, {"mark": "kept"})
     assert http.execute(session_id, "echo $A", "bash")["stdout"] == "b\n"
-    daemon.assert_clean()
+    instance.assert_clean()
 
 
-def test_background_tasks_run_on_and_are_found_again(daemon):
-    http = daemon.http()
+def test_background_tasks_run_on_and_are_found_again(instance):
+    http = instance.http()
     session_id = http.start_session()
     finished = http.post("/execute_async", {"command": "echo early", "session_id": session_id, "language": "bash"}).json()["task_id"]
     eventually(lambda: http.get(f"/v1/executions/{finished}").json()["is_complete"])
     running = http.post(
         "/execute_async", {"command": "echo one; sleep 4; echo two", "session_id": session_id, "language": "bash"}
     ).json()["task_id"]
-    http = restarted(daemon)
+    http = restarted(instance)
     assert http.get(f"/v1/executions/{finished}").json()["serialized_stdout"] == "early\n"
     record = eventually(lambda: complete(http, running), 20)
     assert (record["serialized_stdout"], record["exit_code"]) == ("one\ntwo\n", 0)
@@ -56,22 +56,22 @@ def complete(http, task_id):
     return record if record["is_complete"] else None
 
 
-def test_a_task_that_ended_while_the_daemon_was_away(daemon):
-    http = daemon.http()
+def test_a_task_that_ended_while_the_daemon_was_away(instance):
+    http = instance.http()
     session_id = http.start_session()
     task = http.post(
         "/execute_async",
         {"command": "echo begun; sleep 1; echo ended > /app/ended; echo ended", "session_id": session_id, "language": "bash"},
     ).json()["task_id"]
-    daemon.kill9()
+    instance.kill9()
     # The VM goes on by itself: its end of the task is seen in its disk or in its answer.
-    http = daemon.start().http()
+    http = instance.start().http()
     record = eventually(lambda: complete(http, task), 20)
     assert record["serialized_stdout"] == "begun\nended\n"
 
 
-def test_an_execution_that_was_under_way_does_not_block_the_session(daemon):
-    http = daemon.http()
+def test_an_execution_that_was_under_way_does_not_block_the_session(instance):
+    http = instance.http()
     session_id = http.start_session()
     http.execute(session_id, "x = 1")
 
@@ -83,15 +83,15 @@ def test_an_execution_that_was_under_way_does_not_block_the_session(daemon):
 
     thread = threading.Thread(target=call)
     thread.start()
-    eventually(lambda: daemon.http().execute(session_id, "test -e /tmp/on", "bash")["exit_code"] == 0)
-    after = restarted(daemon)
+    eventually(lambda: instance.http().execute(session_id, "test -e /tmp/on", "bash")["exit_code"] == 0)
+    after = restarted(instance)
     thread.join()
     assert after.execute(session_id, "print(x)", timeout=60)["stdout"] == "1\n"
-    daemon.assert_clean()
+    instance.assert_clean()
 
 
-def test_sigterm_drains_and_leaves_vms_running(daemon):
-    http = daemon.http()
+def test_sigterm_drains_and_leaves_vms_running(instance):
+    http = instance.http()
     session_id = http.start_session()
     http.execute(session_id, "x = 'kept'")
     answers = []
@@ -99,40 +99,40 @@ def test_sigterm_drains_and_leaves_vms_running(daemon):
         target=lambda: answers.append(http.execute(session_id, "open('/tmp/on', 'w'); import time; time.sleep(2); print('drained')"))
     )
     thread.start()
-    eventually(lambda: daemon.http().execute(session_id, "test -e /tmp/on", "bash")["exit_code"] == 0)
-    assert daemon.stop() == 0
+    eventually(lambda: instance.http().execute(session_id, "test -e /tmp/on", "bash")["exit_code"] == 0)
+    assert instance.stop() == 0
     thread.join()
     assert answers[0]["stdout"] == "drained\n"
-    http = daemon.start().http()
+    http = instance.start().http()
     assert http.execute(session_id, "print(x)")["stdout"] == "kept\n"
 
 
 def test_the_first_key_stays_and_can_be_chosen(own_daemon):
     chosen = "instavm_sk_chosen0123456789abcdef"
-    daemon = own_daemon("chosen").start(INSTAVM_BOOTSTRAP_API_KEY=chosen)
-    assert daemon.key == chosen
-    assert daemon.http(chosen).get("/v1/users/me").status_code == 200
-    daemon.stop()
-    daemon.start()
-    assert daemon.http(chosen).get("/v1/users/me").status_code == 200
+    instance = own_daemon("chosen").start(INSTAVM_BOOTSTRAP_API_KEY=chosen)
+    assert instance.key == chosen
+    assert instance.http(chosen).get("/v1/users/me").status_code == 200
+    instance.stop()
+    instance.start()
+    assert instance.http(chosen).get("/v1/users/me").status_code == 200
 
 
-def test_one_data_directory_has_one_daemon(daemon):
-    second = daemon.command("serve", "--listen", "127.0.0.1:0", seconds=30)
+def test_one_data_directory_has_one_daemon(instance):
+    second = instance.command("serve", "--listen", "127.0.0.1:0", seconds=30)
     assert second.returncode != 0
-    assert str(daemon.data_dir) in second.stderr
-    assert daemon.http().get("/healthz").status_code == 200
+    assert str(instance.data_dir) in second.stderr
+    assert instance.http().get("/healthz").status_code == 200
 
 
-def test_destroy_refuses_while_the_daemon_runs(daemon):
-    refused = daemon.command("destroy")
+def test_destroy_refuses_while_the_daemon_runs(instance):
+    refused = instance.command("destroy")
     assert refused.returncode != 0 and "--force" in refused.stderr
-    assert daemon.http().get("/healthz").status_code == 200
+    assert instance.http().get("/healthz").status_code == 200
 
 
-def traces(daemon):
+def traces(instance):
     """What the kernel still has of an instance, found by its data directory or its VMs' files."""
-    directory = str(daemon.data_dir)
+    directory = str(instance.data_dir)
     mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if directory in line]
     loops = subprocess.run(["losetup", "--list", "--noheadings", "--output", "BACK-FILE"], capture_output=True, text=True).stdout
     commands = []
@@ -166,25 +166,25 @@ def test_two_daemons_side_by_side_and_the_end_of_one(own_daemon):
     two.assert_clean()
 
 
-def test_destroy_after_kill_9_leaves_nothing(daemon):
-    http = daemon.http()
+def test_destroy_after_kill_9_leaves_nothing(instance):
+    http = instance.http()
     session_id = http.start_session()
     http.execute(session_id, "nohup sleep 5555 >/dev/null 2>&1 &", "bash")
-    daemon.kill9()
-    done = daemon.command("destroy", "--force")
+    instance.kill9()
+    done = instance.command("destroy", "--force")
     assert done.returncode == 0, done.stderr
-    assert traces(daemon) == []
+    assert traces(instance) == []
     assert subprocess.run(["pgrep", "-f", "^sleep 5555"]).returncode == 1
-    again = daemon.command("destroy", "--force")
+    again = instance.command("destroy", "--force")
     assert again.returncode == 0, "destroying what is gone is no error"
 
 
 def test_a_start_that_dies_midway_is_made_good_by_the_next(own_daemon):
-    daemon = own_daemon("midway")
+    instance = own_daemon("midway")
     for milliseconds in (20, 80, 200, 500, 1000):
         process = subprocess.Popen(
-            [BINARY, "serve", "--data-dir", daemon.data_dir, "--listen", "127.0.0.1:0"],
-            env=daemon.environment(),
+            [BINARY, "serve", "--data-dir", instance.data_dir, "--listen", "127.0.0.1:0"],
+            env=instance.environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -193,24 +193,24 @@ def test_a_start_that_dies_midway_is_made_good_by_the_next(own_daemon):
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    http = daemon.start().http()
+    http = instance.start().http()
     assert http.execute(http.start_session(), "print(1)")["stdout"] == "1\n"
-    daemon.assert_clean()
+    instance.assert_clean()
 
 
-def test_a_vm_that_died_while_the_daemon_was_away_is_noticed(daemon):
-    http = daemon.http()
+def test_a_vm_that_died_while_the_daemon_was_away_is_noticed(instance):
+    http = instance.http()
     session_id = http.start_session()
     marker = "died-while-away"
     http.execute(session_id, f"nohup bash -c 'exec -a {marker} sleep 1000' >/dev/null 2>&1 &", "bash")
     pid = eventually(lambda: subprocess.run(["pgrep", "-f", f"^{marker}"], capture_output=True, text=True).stdout.split(), 5)[0]
     init = first_process(int(pid))
-    daemon.kill9()
+    instance.kill9()
     subprocess.run(["kill", "-9", str(init)], check=True)
-    http = daemon.start().http()
+    http = instance.start().http()
     status = eventually(lambda: ended(http, session_id), 10)
     assert status["vm_status"] == "killed"
-    daemon.assert_clean()
+    instance.assert_clean()
 
 
 def ended(http, session_id):
