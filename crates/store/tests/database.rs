@@ -3,10 +3,8 @@
 
 use instavm_store::{Database, Value};
 
-async fn open(folder: &tempfile::TempDir) -> Database {
-    Database::open(&folder.path().join("instavm.db"))
-        .await
-        .unwrap()
+async fn open(folder: &tempfile::TempDir) -> Result<Database, instavm_store::StoreError> {
+    Database::open(&folder.path().join("instavm.db")).await
 }
 
 async fn account(database: &Database, email: &str) -> Result<i64, instavm_store::StoreError> {
@@ -25,7 +23,7 @@ async fn account(database: &Database, email: &str) -> Result<i64, instavm_store:
 #[tokio::test]
 async fn rows_survive_reopening_and_ids_are_never_used_twice() {
     let folder = tempfile::tempdir().unwrap();
-    let database = open(&folder).await;
+    let database = open(&folder).await.unwrap();
     let first = account(&database, "a@b.c").await.unwrap();
     database
         .execute("DELETE FROM accounts WHERE id = $1", vec![first.into()])
@@ -35,7 +33,7 @@ async fn rows_survive_reopening_and_ids_are_never_used_twice() {
     assert!(second > first);
     database.close().await;
 
-    let database = open(&folder).await;
+    let database = open(&folder).await.unwrap();
     let row = database
         .fetch_optional("SELECT id, email, is_active FROM accounts", vec![])
         .await
@@ -50,7 +48,7 @@ async fn rows_survive_reopening_and_ids_are_never_used_twice() {
 #[tokio::test]
 async fn a_dropped_transaction_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let database = open(&folder).await;
+    let database = open(&folder).await.unwrap();
     let mut transaction = database.begin().await.unwrap();
     transaction.next("account").await.unwrap();
     drop(transaction);
@@ -60,7 +58,7 @@ async fn a_dropped_transaction_leaves_nothing() {
 #[tokio::test]
 async fn a_second_row_with_the_same_unique_value_is_told_apart_from_other_failures() {
     let folder = tempfile::tempdir().unwrap();
-    let database = open(&folder).await;
+    let database = open(&folder).await.unwrap();
     account(&database, "a@b.c").await.unwrap();
     assert!(
         account(&database, "a@b.c")
@@ -78,7 +76,7 @@ async fn a_second_row_with_the_same_unique_value_is_told_apart_from_other_failur
 #[tokio::test]
 async fn bytes_and_nothing_come_back_as_they_went() {
     let folder = tempfile::tempdir().unwrap();
-    let database = open(&folder).await;
+    let database = open(&folder).await.unwrap();
     let row = database
         .fetch_optional(
             "SELECT $1 AS bytes, $2 AS absent, $3 AS letters",
@@ -99,7 +97,7 @@ async fn bytes_and_nothing_come_back_as_they_went() {
 #[tokio::test]
 async fn two_processes_worth_of_writers_wait_for_each_other() {
     let folder = tempfile::tempdir().unwrap();
-    let (one, two) = (open(&folder).await, open(&folder).await);
+    let (one, two) = (open(&folder).await.unwrap(), open(&folder).await.unwrap());
     let (a, b) = tokio::join!(account(&one, "a@b.c"), account(&two, "b@b.c"));
     assert_ne!(a.unwrap(), b.unwrap());
 }

@@ -96,13 +96,10 @@ async fn code_that_ends_its_vm_gets_a_conflict_and_the_next_a_new_vm() -> Result
     Ok(())
 }
 
-#[tokio::test]
-async fn wrong_requests_are_refused_by_name() -> Result<()> {
-    let platform = TestPlatform::start().await?;
-    let client = platform.client();
-    let id = session_of(&client, &platform.key).await?;
+/// Requests, the status that they get, and a word of the reason.
+fn wrong_requests(id: &str) -> Vec<(Value, u16, &'static str)> {
     let unknown = "7f3f9dc4-6c9e-4f5e-9a83-0c1b7d0f8a11";
-    let cases = [
+    vec![
         (json!({"session_id": id}), 422, "command"),
         (json!({"command": "x"}), 422, "session_id"),
         (json!({"session_id": id, "command": 5}), 422, "command"),
@@ -152,7 +149,15 @@ async fn wrong_requests_are_refused_by_name() -> Result<()> {
             "command",
         ),
         (json!([1]), 422, ""),
-    ];
+    ]
+}
+
+#[tokio::test]
+async fn wrong_requests_are_refused_by_name() -> Result<()> {
+    let platform = TestPlatform::start().await?;
+    let client = platform.client();
+    let id = session_of(&client, &platform.key).await?;
+    let cases = wrong_requests(&id);
     for path in ["/execute", "/execute_async"] {
         for (body, status, word) in &cases {
             let answer = client.post(path, body).await?;

@@ -103,7 +103,7 @@ async fn records_and_node_are_brought_in_line() -> Result<()> {
     instavm_node_api::Node::create(&*stopped.node, unknown).await?;
     let platform = stopped.start().await?;
     let client = platform.client();
-    assert_eq!(platform.node.vm_ids(), [stays_vm.clone()]);
+    assert_eq!(platform.node.vm_ids(), std::slice::from_ref(&stays_vm));
     let ended = client.get(&format!("/v1/vms/{gone_vm}")).await?.json();
     assert_eq!(ended["status"], "terminated");
     assert_eq!(ended["status_reason"], "crashed");

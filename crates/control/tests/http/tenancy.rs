@@ -68,104 +68,93 @@ async fn things(platform: &TestPlatform) -> Result<Things> {
 
 const JSON: &str = "application/json";
 
-fn cases(things: &Things) -> Vec<Case> {
-    let Things {
-        session,
-        vm,
-        task,
-        key,
-        ssh_key,
-    } = things;
-    let case = |method, route: &'static str, id: &str, body: Value, stranger| {
-        let (before, after) = match (route.find('{'), route.find('}')) {
-            (Some(from), Some(to)) => (&route[..from], &route[to + 1..]),
-            _ => (route, ""),
-        };
-        let body = if body.is_null() {
-            Vec::new()
-        } else {
-            body.to_string().into_bytes()
-        };
-        Case {
-            method,
-            route,
-            path: format!("{before}{id}{after}"),
-            kind: JSON,
-            body,
-            stranger,
-        }
+/// A case with a JSON body; the id takes the place of the route's parameter.
+fn case(
+    method: &'static str,
+    route: &'static str,
+    id: &str,
+    body: Value,
+    stranger: Stranger,
+) -> Case {
+    let (before, after) = match (route.find('{'), route.find('}')) {
+        (Some(from), Some(to)) => (&route[..from], &route[to + 1..]),
+        _ => (route, ""),
     };
+    Case {
+        method,
+        route,
+        path: format!("{before}{id}{after}"),
+        kind: JSON,
+        body: match body {
+            Value::Null => Vec::new(),
+            body => body.to_string().into_bytes(),
+        },
+        stranger,
+    }
+}
+
+/// A case without a body.
+fn bare(method: &'static str, route: &'static str, id: &str, stranger: Stranger) -> Case {
+    case(method, route, id, Value::Null, stranger)
+}
+
+fn cases(things: &Things) -> Vec<Case> {
+    let mut cases = session_cases(things);
+    cases.extend(vm_cases(things));
+    cases.extend(account_cases(things));
+    cases.extend(file_cases(things));
+    cases
+}
+
+fn session_cases(things: &Things) -> Vec<Case> {
+    let session = &things.session;
     let run = json!({"session_id": session, "command": "echo x"});
-    let none = Value::Null;
-    let mut cases = vec![
+    let this = json!({"session_id": session});
+    vec![
         case("post", "/v1/sessions/session", "", json!({}), OwnThings),
-        case(
+        bare(
             "get",
             "/v1/sessions/session/{session_id}",
             session,
-            none.clone(),
             NotFound,
         ),
-        case(
-            "get",
-            "/v1/sessions/status/{session_id}",
-            session,
-            none.clone(),
-            NotFound,
-        ),
-        case(
-            "get",
-            "/v1/sessions/usage/{session_id}",
-            session,
-            none.clone(),
-            NotFound,
-        ),
-        case(
+        bare("get", "/v1/sessions/status/{session_id}", session, NotFound),
+        bare("get", "/v1/sessions/usage/{session_id}", session, NotFound),
+        bare(
             "get",
             "/v1/sessions/app-url/{session_id}",
             session,
-            none.clone(),
             NotFound,
         ),
-        case("get", "/v1/sessions/sandboxes", "", none.clone(), OwnThings),
-        case(
-            "post",
-            "/kill",
-            "",
-            json!({"session_id": session}),
-            NotFound,
-        ),
+        bare("get", "/v1/sessions/sandboxes", "", OwnThings),
+        case("post", "/kill", "", this, NotFound),
         case("post", "/execute", "", run.clone(), NotFound),
         case("post", "/execute_async", "", run, NotFound),
-        case(
-            "get",
-            "/v1/executions/{task_id}",
-            task,
-            none.clone(),
-            NotFound,
-        ),
-        case(
-            "post",
-            "/v1/vms",
-            "",
-            json!({"session_id": session}),
-            NotFound,
-        ),
-        case("get", "/v1/vms", "", none.clone(), OwnThings),
-        case("get", "/v1/vms/", "", none.clone(), OwnThings),
-        case("get", "/v1/vms/{vm_id}", vm, none.clone(), NotFound),
-        case("delete", "/v1/vms/{vm_id}", vm, none.clone(), NotFound),
+        bare("get", "/v1/executions/{task_id}", &things.task, NotFound),
+    ]
+}
+
+fn vm_cases(things: &Things) -> Vec<Case> {
+    let this = json!({"session_id": things.session});
+    vec![
+        case("post", "/v1/vms", "", this, NotFound),
+        bare("get", "/v1/vms", "", OwnThings),
+        bare("get", "/v1/vms/", "", OwnThings),
+        bare("get", "/v1/vms/{vm_id}", &things.vm, NotFound),
+        bare("delete", "/v1/vms/{vm_id}", &things.vm, NotFound),
+    ]
+}
+
+fn account_cases(things: &Things) -> Vec<Case> {
+    let (key, ssh_key) = (&things.key, &things.ssh_key);
+    let off = json!({"is_active": false});
+    vec![
+        bare("get", "/v1/users/me", "", OwnThings),
         case("post", "/v1/api-keys/", "", json!({}), OwnThings),
-        case("get", "/v1/api-keys/", "", none.clone(), OwnThings),
-        case("get", "/v1/api-keys/{id}", key, none.clone(), NotFound),
-        case(
-            "patch",
-            "/v1/api-keys/{id}",
-            key,
-            json!({"is_active": false}),
-            NotFound,
-        ),
-        case("delete", "/v1/api-keys/{id}", key, none.clone(), NotFound),
+        bare("get", "/v1/api-keys/", "", OwnThings),
+        bare("get", "/v1/api-keys/{id}", key, NotFound),
+        case("patch", "/v1/api-keys/{id}", key, off, NotFound),
+        bare("delete", "/v1/api-keys/{id}", key, NotFound),
         case(
             "post",
             "/v1/ssh-keys",
@@ -173,35 +162,33 @@ fn cases(things: &Things) -> Vec<Case> {
             json!({"public_key": "x"}),
             OwnThings,
         ),
-        case("get", "/v1/ssh-keys", "", none.clone(), OwnThings),
-        case(
-            "delete",
-            "/v1/ssh-keys/{id}",
-            ssh_key,
-            none.clone(),
-            NotFound,
-        ),
-        case("get", "/v1/users/me", "", none.clone(), OwnThings),
-    ];
-    let parts = |name: &str, text: &str| {
+        bare("get", "/v1/ssh-keys", "", OwnThings),
+        bare("delete", "/v1/ssh-keys/{id}", ssh_key, NotFound),
+    ]
+}
+
+fn file_cases(things: &Things) -> Vec<Case> {
+    let session = &things.session;
+    let part = |name: &str, text: &str| {
         format!("--b\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{text}\r\n")
     };
-    let upload = [
-        parts("remote_path", "file"),
-        parts("session_id", session),
-        parts("file", "taken"),
+    let parts = [
+        part("remote_path", "file"),
+        part("session_id", session),
+        part("file", "taken"),
     ];
-    cases.push(Case {
-        kind: "multipart/form-data; boundary=b",
-        body: format!("{}--b--\r\n", upload.concat()).into_bytes(),
-        ..case("post", "/upload", "", none.clone(), NotFound)
-    });
-    cases.push(Case {
-        kind: "application/x-www-form-urlencoded",
-        body: format!("filename=file&session_id={session}").into_bytes(),
-        ..case("post", "/download", "", none, NotFound)
-    });
-    cases
+    vec![
+        Case {
+            kind: "multipart/form-data; boundary=b",
+            body: format!("{}--b--\r\n", parts.concat()).into_bytes(),
+            ..bare("post", "/upload", "", NotFound)
+        },
+        Case {
+            kind: "application/x-www-form-urlencoded",
+            body: format!("filename=file&session_id={session}").into_bytes(),
+            ..bare("post", "/download", "", NotFound)
+        },
+    ]
 }
 
 async fn send(client: &Client, case: &Case) -> Result<instavm_testkit::Answer> {
