@@ -38,6 +38,7 @@ pub(crate) enum Phase {
 pub(crate) struct Connection {
     pub(crate) socket: OwnedFd,
     inbox: Vec<u8>,
+    received: usize,
     pub(crate) outbox: Outbox,
     pub(crate) phase: Phase,
     pub(crate) since: Instant,
@@ -50,6 +51,7 @@ impl Connection {
         Connection {
             socket,
             inbox: Vec::new(),
+            received: 0,
             outbox: Outbox::default(),
             phase: Phase::Stranger,
             since: Instant::now(),
@@ -59,6 +61,7 @@ impl Connection {
 
     /// Adds bytes that arrived.
     pub(crate) fn receive(&mut self, bytes: &[u8]) {
+        self.received += bytes.len();
         self.inbox.extend_from_slice(bytes);
     }
 
@@ -87,6 +90,11 @@ impl Connection {
     /// Takes everything that arrived and was not used, for somebody else to go on with.
     pub(crate) fn take_inbox(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.inbox)
+    }
+
+    /// Has so much gone through it that memory may be left over?
+    pub(crate) fn used_much(&self) -> bool {
+        self.received > OUTBOX_LIMIT || self.outbox.most() > OUTBOX_LOW / 2
     }
 
     /// May producers go on?

@@ -39,9 +39,11 @@ pub(crate) fn read(stream: &mut UnixStream, workdir: &Path, path: &str) -> io::R
             mode: about.mode() & PERMISSIONS,
         },
     )?;
+    keep_large_buffers();
     let mut left = size;
+    let mut chunk = Vec::new();
     while left > 0 {
-        let mut chunk = vec![0; usize::try_from(left).unwrap_or(CHUNK).min(CHUNK)];
+        chunk.resize(usize::try_from(left).unwrap_or(CHUNK).min(CHUNK), 0);
         if let Err(error) = file.read_exact(&mut chunk) {
             let failure = match error.kind() {
                 ErrorKind::UnexpectedEof => refuse(
@@ -53,9 +55,20 @@ pub(crate) fn read(stream: &mut UnixStream, workdir: &Path, path: &str) -> io::R
             return send(stream, &Event::Failed(failure));
         }
         left -= chunk.len() as u64;
-        send(stream, &Event::Data(chunk))?;
+        let event = Event::Data(chunk);
+        send(stream, &event)?;
+        let Event::Data(used) = event else {
+            return Ok(());
+        };
+        chunk = used;
     }
     send(stream, &Event::Done)
+}
+
+/// Buffers of a chunk's size stay in the heap: fresh pages for each would take longer than their content.
+fn keep_large_buffers() {
+    // SAFETY: sets a parameter of the allocator; the process has one thread.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 4 * 1024 * 1024) };
 }
 
 fn open_to_read(workdir: &Path, path: &str) -> Result<(File, Metadata), Failure> {
@@ -79,6 +92,7 @@ pub(crate) fn write(
     path: &str,
     mode: u32,
 ) -> io::Result<()> {
+    keep_large_buffers();
     let mut content = Content {
         received,
         at: 0,

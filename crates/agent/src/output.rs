@@ -16,6 +16,7 @@ pub(crate) struct Outbox {
     parts: VecDeque<Vec<u8>>,
     sent_of_first: usize,
     length: usize,
+    most: usize,
 }
 
 /// The other end of a socket is gone.
@@ -28,6 +29,11 @@ impl Outbox {
         self.length
     }
 
+    /// The most bytes that ever waited.
+    pub(crate) fn most(&self) -> usize {
+        self.most
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.length == 0
     }
@@ -35,6 +41,7 @@ impl Outbox {
     /// Adds bytes.
     pub(crate) fn push(&mut self, bytes: Vec<u8>) {
         self.length += bytes.len();
+        self.most = self.most.max(self.length);
         match self.parts.back_mut() {
             Some(last) if last.len() + bytes.len() <= MERGE => last.extend_from_slice(&bytes),
             _ => self.parts.push_back(bytes),

@@ -96,6 +96,8 @@ pub(crate) struct Server {
     last_key: u64,
     is_init: bool,
     watching_handshakes: bool,
+    /// A connection had much memory that may not have gone back to the kernel.
+    memory_used: bool,
     reap_again: bool,
     stop: bool,
 }
@@ -161,6 +163,7 @@ impl Server {
             last_key: 0,
             is_init: std::process::id() == 1,
             watching_handshakes: false,
+            memory_used: false,
             reap_again: false,
             stop: false,
         })
@@ -181,6 +184,11 @@ impl Server {
             }
             while let Some(timer) = self.timers.pop_due() {
                 self.timer_due(timer);
+            }
+            if self.memory_used && self.connections.is_empty() {
+                self.memory_used = false;
+                // SAFETY: gives free memory back to the kernel; nothing of it is in use.
+                unsafe { libc::malloc_trim(0) };
             }
         }
         Ok(())
@@ -534,6 +542,7 @@ impl Server {
             return;
         };
         self.poller.remove(&connection.socket);
+        self.memory_used |= connection.used_much();
         match connection.phase {
             Phase::Executing(execution) => self.caller_gone(execution),
             Phase::Following { id, .. } => {

@@ -3,7 +3,9 @@
 mod client;
 
 use client::{Agent, DEADLINE, TOKEN};
-use instavm_agent_api::{Control, Event, GENERATION, Hello, Language, Request, Welcome};
+use instavm_agent_api::{
+    Control, Event, FailureKind, GENERATION, Hello, Language, Request, Welcome,
+};
 use std::io::{Read, Write};
 
 #[test]
@@ -98,6 +100,7 @@ fn a_reader_that_does_not_read_costs_little_and_blocks_nobody() {
     assert_eq!(idle_python.outcome().stdout.len(), 50_000_001);
 }
 
+#[allow(clippy::expect_used, reason = "a test that cannot go on fails")]
 fn resident_bytes(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
     let line = status
@@ -151,4 +154,32 @@ fn orphans_are_no_bother() {
     let code = "for i in $(seq 200); do (sh -c 'exit 1' &); done; echo done";
     assert_eq!(agent.bash(code).good(), "done\n");
     assert_eq!(agent.request(Request::Ping).last(), Event::Done);
+}
+
+#[test]
+fn running_out_of_descriptors_is_said_and_got_over() {
+    let agent = Agent::start_with_descriptors(40);
+    agent.python("kept = 1").good();
+    let mut held: Vec<_> = (0..100).map(|_| agent.connect()).collect();
+    // The first ones are accepted, so this one of them can ask for more than there is.
+    let mut asking = held.swap_remove(0);
+    asking.send(&Hello {
+        generation: GENERATION,
+        token: TOKEN,
+    });
+    asking.send(&Request::Execute(client::execution(
+        "x",
+        Some(Language::Bash),
+        "echo",
+        false,
+    )));
+    assert!(asking.receive::<Welcome>().is_some());
+    let Event::Failed(failure) = asking.last() else {
+        panic!("a script without descriptors for it");
+    };
+    assert_eq!(failure.kind, FailureKind::Exhausted);
+    assert!(failure.message.contains("open files"), "{failure:?}");
+    drop(held);
+    assert_eq!(agent.bash("echo fine").good(), "fine\n");
+    assert_eq!(agent.python("print(kept)").good(), "1\n");
 }

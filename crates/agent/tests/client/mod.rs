@@ -1,5 +1,6 @@
 //! A blocking client of the agent, and the agent itself as a process of the host.
 #![allow(dead_code, reason = "every test file uses a part of it")]
+#![allow(clippy::expect_used, reason = "a test that cannot go on fails")]
 
 use instavm_agent_api::frame::{self, Decoder};
 use instavm_agent_api::{
@@ -23,10 +24,22 @@ pub struct Agent {
 
 impl Agent {
     pub fn start() -> Agent {
+        Agent::start_with(Command::new(env!("CARGO_BIN_EXE_instavm-agent")))
+    }
+
+    /// An agent that may have so many descriptors.
+    pub fn start_with_descriptors(most: u32) -> Agent {
+        let mut command = Command::new("bash");
+        let script = format!("ulimit -n {most}; exec \"$0\" \"$@\"");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_instavm-agent")]);
+        Agent::start_with(command)
+    }
+
+    fn start_with(mut command: Command) -> Agent {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let workdir = directory.path().join("app");
         std::fs::create_dir(&workdir).expect("a working directory");
-        let mut process = Command::new(env!("CARGO_BIN_EXE_instavm-agent"))
+        let mut process = command
             .args(["serve", "--token-hex", &"07".repeat(32), "--socket"])
             .arg(directory.path().join("agent"))
             .arg("--workdir")
