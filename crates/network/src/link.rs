@@ -3,7 +3,9 @@
 use crate::netlink::WorkerError;
 use crate::plan::{LINK_PREFIX, Plan, Slot, VM_LINK};
 use futures::TryStreamExt;
-use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage, Stats64};
+use rtnetlink::packet_route::link::{
+    InfoData, InfoVeth, LinkAttribute, LinkMessage, State, Stats64,
+};
 use rtnetlink::packet_route::route::RouteAttribute;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use rustix::io::Errno;
@@ -44,6 +46,9 @@ pub enum LinkError {
     /// There is no such link.
     #[error("there is no link {0}")]
     Absent(String),
+    /// Its other end did not come up.
+    #[error("link {0} is not up: the VM has not raised its end")]
+    NotReady(String),
     /// The index is outside of the instance's range.
     #[error("index {0} is not below 1024")]
     Index(u16),
@@ -206,6 +211,14 @@ async fn find(handle: &Handle, name: &str) -> Result<LinkMessage, LinkError> {
             })
         }
     }
+}
+
+/// Whether both ends of a link are up and the kernel has started to send on it.
+pub(crate) async fn is_ready(handle: Handle, name: String) -> Result<bool, LinkError> {
+    let link = find(&handle, &name).await?;
+    Ok(link
+        .attributes
+        .contains(&LinkAttribute::OperState(State::Up)))
 }
 
 /// What crossed a link.

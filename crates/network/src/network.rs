@@ -11,10 +11,16 @@ use ipnet::{IpNet, Ipv4Net};
 use rustix::io::Errno;
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// The switch that makes the host forward packets.
 pub(crate) const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
+
+/// How long a VM's end of a link may take to be up, and how often that is looked at.
+const RAISED_WITHIN: Duration = Duration::from_secs(2);
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// Why the network cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -154,6 +160,27 @@ impl Network {
             }
             done => done,
         }
+    }
+
+    /// Waits until a link that the VM has raised from inside carries packets both ways, at most two seconds. The kernel
+    /// starts the host's end a moment after the VM's; what is sent to the VM before is lost, and its first exchange
+    /// would take a second more.
+    pub async fn ready(&self, index: u16) -> Result<(), NetworkError> {
+        check_index(index)?;
+        let name = self.plan.slot().link_name(index);
+        let started = Instant::now();
+        while started.elapsed() < RAISED_WITHIN {
+            let name = name.clone();
+            if self
+                .worker
+                .run(move |handle| link::is_ready(handle, name))
+                .await??
+            {
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        Err(LinkError::NotReady(name).into())
     }
 
     /// Removes a VM's link, behind: returns at once. The index can be given again at once, too; attaching waits then.

@@ -6,7 +6,7 @@ use nftables::expr::{
     Payload, PayloadField, Prefix, RT, RTKey, SetItem, Socket, SocketAttr, TcpOption,
 };
 use nftables::stmt::{
-    JumpTarget, Limit, Mangle, Match, Meter, NAT, Operator, Reject, RejectType, Statement,
+    CTCount, JumpTarget, Limit, Mangle, Match, Meter, NAT, Operator, Reject, RejectType, Statement,
 };
 use nftables::types::RejectCode;
 use std::borrow::Cow;
@@ -158,6 +158,19 @@ pub(super) fn clamp_segment_size() -> Stmt {
             key: RTKey::MTU,
             family: None,
         })),
+    })
+}
+
+/// Matches new connections of a source address that has `limit` already.
+pub(super) fn more_connections_than(name: &'static str, limit: u32) -> Stmt {
+    let count = CTCount {
+        val: Expression::Number(limit),
+        inv: Some(true),
+    };
+    Statement::Meter(Meter {
+        name: Cow::Borrowed(name),
+        key: field("ip", "saddr"),
+        stmt: Box::new(Statement::CTCount(count)),
     })
 }
 

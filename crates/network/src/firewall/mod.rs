@@ -7,7 +7,7 @@
 //! | chain | priority | what it does |
 //! |---|---|---|
 //! | `source` | before connection tracking | drops what is not IPv4 and every source but the VM's own address |
-//! | `floor` | before any address translation | refuses the host (except DNS and ping at the gateway), all VMs, link-local and metadata addresses, multicast, and the operator's ranges |
+//! | `floor` | before any address translation | refuses the host (except DNS and ping at the gateway), all VMs, link-local and metadata addresses, multicast, and the operator's ranges; bounds the number of connections |
 //! | `redirects` | destination NAT | sends DNS for the gateway to the instance's resolver |
 //! | `to_host` | input | lets through replies, the redirected DNS and ping; refuses the rest |
 //! | `outbound` | forward | clamps segment sizes, refuses the floor again in case another table has rewritten the destination |

@@ -2,8 +2,8 @@
 
 use super::grammar::{
     Expr, Stmt, accept, any, clamp_segment_size, ct, drop, equal, faster_than, fib, field, jump,
-    masked, masquerade, meta, one_of, prefix, prohibit, redirect, reset, socket_mark, text,
-    unequal,
+    masked, masquerade, meta, more_connections_than, one_of, prefix, prohibit, redirect, reset,
+    socket_mark, text, unequal,
 };
 use super::{Firewall, SOCKET_MARK, add, table_of};
 use ipnet::Ipv4Net;
@@ -32,6 +32,8 @@ const FLOOR_SET: &str = "floor_addresses";
 /// DNS packets a second that one VM may send, and how many at once.
 const DNS_RATE: (u32, u32) = (500, 500);
 const DNS_PORT: u32 = 53;
+/// Connections that one VM may have open; the host's table of connections is shared by all.
+const CONNECTIONS: u32 = 8192;
 
 /// Priorities of our chains. Filters go a little before those of other tables, so that their `accept` is not asked.
 const BEFORE_TRACKING: i32 = -300;
@@ -160,6 +162,14 @@ impl<'a> Writer<'a> {
         self.chain("floor");
         self.rule("floor", vec![any(ct("state"), &["invalid"]), drop()]);
         self.rule("floor", reply());
+        self.rule(
+            "floor",
+            vec![
+                any(ct("state"), &["new"]),
+                more_connections_than("connections", CONNECTIONS),
+                refuse(),
+            ],
+        );
         self.rule("floor", vec![at_gateway(), jump("gateway")]);
         let special = one_of(&["local", "broadcast", "anycast", "multicast"]);
         self.rule(

@@ -125,6 +125,32 @@ fn vms_of_different_instances_do_not_reach_each_other() {
 }
 
 #[test]
+fn a_vm_that_opens_connections_without_end_fills_only_its_own_share() {
+    on_a_host(|_world| async {
+        let instance = Instance::open(41).await;
+        let (greedy, modest) = (instance.vm(0).await, instance.vm(1).await);
+        let mut early = greedy.connect(ECHO).await;
+        let own = greedy.link.address;
+        greedy
+            .place
+            .run(move || {
+                for port in 20_000..32_000 {
+                    let socket = server::udp(&format!("{own}:{port}"));
+                    // Refused ones may report that on a later call.
+                    let _ = socket.send_to(b"x", "198.18.1.1:9");
+                }
+            })
+            .await;
+        let count = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").unwrap();
+        let count: u32 = count.trim().parse().unwrap();
+        assert!((8000..9000).contains(&count), "{count} tracked connections");
+        assert_refused("one more", greedy.dial(ECHO).await);
+        early.talk("what is open stays open");
+        assert_eq!(modest.dial(ECHO).await.unwrap().to_string(), HOST);
+    });
+}
+
+#[test]
 fn the_outside_reaches_no_vm() {
     on_a_host(|world| async move {
         let instance = Instance::open(41).await;

@@ -215,12 +215,18 @@ fn bad_input_is_refused_by_name() {
                 "{error}"
             );
         }
+        instance.network.attach(2, place.id).await.unwrap();
+        let error = instance.network.ready(2).await.unwrap_err();
+        assert!(
+            matches!(error, NetworkError::Link(LinkError::NotReady(_))),
+            "{error}"
+        );
         let error = instance.network.counters(1).await.unwrap_err();
         assert!(
             matches!(error, NetworkError::Link(LinkError::Absent(_))),
             "{error}"
         );
-        assert!(instance.network.links().await.unwrap().is_empty());
+        assert_eq!(instance.network.links().await.unwrap(), [2]);
     });
 }
 

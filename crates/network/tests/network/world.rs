@@ -133,6 +133,7 @@ impl Instance {
                  ip route add default via {gateway}"
             ))
             .await;
+        self.network.ready(index).await.expect("both ends are up");
         Vm { place, link }
     }
 }
