@@ -67,8 +67,8 @@ pub(crate) enum Sink {
 pub(crate) enum Stage {
     /// It waits for the interpreter.
     Queued,
-    /// The interpreter runs it.
-    Python,
+    /// The interpreter has it, and has begun or will.
+    Python { begun: bool },
     /// A shell runs it.
     Shell { pid: i32 },
     /// It has ended; what it wrote before is still on its way.
@@ -460,7 +460,7 @@ impl Server {
                 execution.interrupted = true;
                 signal_group(pid, libc::SIGINT);
             }
-            Stage::Python => {
+            Stage::Python { .. } => {
                 execution.interrupted = true;
                 if execution.interrupt_step == 0 {
                     self.interrupt_python(key);
@@ -474,7 +474,8 @@ impl Server {
         let Some(execution) = self.executions.get_mut(&key) else {
             return;
         };
-        let (Stage::Python, Some(worker)) = (&execution.stage, &self.interpreter.worker) else {
+        let (Stage::Python { .. }, Some(worker)) = (&execution.stage, &self.interpreter.worker)
+        else {
             return;
         };
         let step = &STEPS[execution.interrupt_step];
@@ -517,7 +518,7 @@ impl Server {
                     signal(pid, libc::SIGKILL);
                 }
             }
-            Stage::Python => {
+            Stage::Python { .. } => {
                 execution.interrupted = true;
                 let since = execution.started_ticks;
                 if let Some(worker) = &mut self.interpreter.worker {
@@ -564,7 +565,7 @@ impl Server {
     /// Marks the start of an execution in the interpreter.
     pub(crate) fn mark_started(&mut self, key: u64, streams: [u64; 2]) {
         if let Some(execution) = self.executions.get_mut(&key) {
-            execution.stage = Stage::Python;
+            execution.stage = Stage::Python { begun: false };
             execution.started = Instant::now();
             execution.started_ticks = procfs::now();
             execution.streams = streams.map(Some);

@@ -7,7 +7,7 @@ Frames from the agent: a little-endian u32 length, one byte of operation, the re
     1  execute: u64 sequence number, u8 detect (is the language open?), the source text
     2  environment: NAME=VALUE, separated by NUL; replaces what the last such frame set
 Answers, always 21 bytes: one byte of kind, u64 sequence number, i32 exit status, u64 processor time in microseconds.
-    R  ready        F  finished        S  not started: the text is for a shell
+    R  ready        B  the execution begins        F  it has finished        S  it has not: the text is for a shell
 """
 
 import _signal
@@ -510,6 +510,7 @@ def execute(sequence, detect, source):
     State.count += 1
     filename = f"<execution {State.count}>"
     start = processor_micros()
+    answer(b"B", sequence, 0, 0)
     State.sequence, State.began, State.interrupted = sequence, time.monotonic(), False
     error = attempt(detect, source, filename)
     if error is True:

@@ -9,7 +9,7 @@ use crate::process::{Ended, signal};
 use crate::serve::{Child, Server};
 use crate::shell;
 use crate::spool::End;
-use crate::worker::{self, Answer, Worker};
+use crate::worker::{self, Answer, Line, Worker};
 use instavm_agent_api::frame::CHUNK;
 use instavm_agent_api::{Event, Failure, FailureKind, Language};
 use rustix::io::Errno;
@@ -119,10 +119,7 @@ impl Server {
         self.interpreter.sequence += 1;
         let detect = execution.language.is_none();
         worker.execute(self.interpreter.sequence, detect, &execution.code);
-        if !detect {
-            execution.code = String::new();
-        }
-        worker.used = true;
+        worker.executions += 1;
         let streams = worker.streams;
         self.interpreter.current = Some(key);
         self.mark_started(key, streams);
@@ -170,20 +167,18 @@ impl Server {
         else {
             return;
         };
-        let answers = match worker.answers() {
-            Ok((answers, true)) => answers,
-            Ok((answers, false)) => {
-                // It ends by itself, or has lost its socket to the code and ends with the execution.
-                self.poller.remove(&worker.control);
-                answers
-            }
-            Err(worker::Nonsense) => return self.replace_worker(),
-        };
-        if !worker.outbox.is_empty() {
+        let (answers, line) = worker.answers();
+        if line == Line::Closed {
+            // It ends by itself, or has lost its socket to the code and ends with the execution.
+            self.poller.remove(&worker.control);
+        } else if !worker.outbox.is_empty() {
             self.flush_worker();
         }
         for answer in answers {
             self.take_answer(answer);
+        }
+        if line == Line::Nonsense {
+            self.replace_worker();
         }
     }
 
@@ -197,10 +192,13 @@ impl Server {
         let current = self.interpreter.current.filter(|key| {
             self.executions
                 .get(key)
-                .is_some_and(|e| matches!(e.stage, Stage::Python))
+                .is_some_and(|e| matches!(e.stage, Stage::Python { .. }))
         });
         let expected = self.interpreter.sequence;
         match (answer, current) {
+            (Answer::Begun { sequence }, Some(key)) if sequence == expected => {
+                self.python_begins(key)
+            }
             (
                 Answer::Finished {
                     sequence,
@@ -220,6 +218,36 @@ impl Server {
             }
             _ => self.replace_worker(),
         }
+    }
+
+    fn python_begins(&mut self, key: u64) {
+        if let Some(execution) = self.executions.get_mut(&key) {
+            execution.stage = Stage::Python { begun: true };
+            if execution.language.is_some() {
+                execution.code = String::new();
+            }
+        }
+    }
+
+    /// Takes back an execution that an interpreter has died with before it began; the next one gets it.
+    fn take_back(&mut self, key: u64) -> bool {
+        let Some(execution) = self.executions.get_mut(&key) else {
+            return false;
+        };
+        if execution.interrupted || !matches!(execution.stage, Stage::Python { begun: false }) {
+            return false;
+        }
+        execution.stage = Stage::Queued;
+        let streams = std::mem::take(&mut execution.streams);
+        for stream in streams.into_iter().flatten() {
+            if let Some(stream) = self.streams.get_mut(&stream) {
+                stream.owner = Owner::Nobody;
+            }
+            self.set_reading(stream, true);
+        }
+        self.interpreter.current = None;
+        self.interpreter.queue.push_front(key);
+        true
     }
 
     /// A text whose language was open is for a shell: it leaves the interpreter's queue.
@@ -287,12 +315,13 @@ impl Server {
         let current = self.interpreter.current.filter(|key| {
             self.executions
                 .get(key)
-                .is_some_and(|e| matches!(e.stage, Stage::Python))
+                .is_some_and(|e| matches!(e.stage, Stage::Python { .. }))
         });
-        if let Some(key) = current {
+        let taken_back = current.is_some_and(|key| self.take_back(key));
+        if let Some(key) = current.filter(|_| !taken_back) {
             let cpu = ended.cpu_micros.saturating_sub(worker.cpu_micros);
             self.execution_ended(key, Language::Python, ended.code(), cpu, Some(reason));
-        } else if worker.used {
+        } else if worker.executions > u64::from(taken_back) {
             self.interpreter.lost = Some(reason);
         }
         self.run_queue();

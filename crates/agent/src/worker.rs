@@ -30,6 +30,8 @@ const ANSWER_BYTES: usize = 21;
 pub(crate) enum Answer {
     /// It is ready to execute.
     Ready,
+    /// The execution with this number begins: it cannot be given to another interpreter any more.
+    Begun { sequence: u64 },
     /// The execution with this number has ended.
     Finished {
         sequence: u64,
@@ -40,9 +42,16 @@ pub(crate) enum Answer {
     Shell { sequence: u64 },
 }
 
-/// What arrived from the interpreter makes no sense: the code has taken its control socket.
-#[derive(Debug)]
-pub(crate) struct Nonsense;
+/// The state of the control socket after reading it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Line {
+    /// More may come.
+    Open,
+    /// Nothing more will come.
+    Closed,
+    /// What came makes no sense: the code has written to it.
+    Nonsense,
+}
 
 /// A running interpreter.
 #[derive(Debug)]
@@ -54,8 +63,8 @@ pub(crate) struct Worker {
     pub(crate) outbox: Outbox,
     inbox: Vec<u8>,
     pub(crate) ready: bool,
-    /// It has run code, so there is something to lose.
-    pub(crate) used: bool,
+    /// How many it was given: after the first there is something to lose.
+    pub(crate) executions: u64,
     /// The state of the session's environment that it knows.
     pub(crate) environment: u64,
     /// Its standard output and error.
@@ -131,7 +140,7 @@ impl Worker {
             outbox: Outbox::default(),
             inbox: Vec::new(),
             ready: false,
-            used: false,
+            executions: 0,
             environment: 0,
             streams,
             cpu_micros: 0,
@@ -177,26 +186,33 @@ impl Worker {
         self.outbox.flush(self.control.as_fd())
     }
 
-    /// Takes what the interpreter has said, and whether it will say any more.
-    pub(crate) fn answers(&mut self) -> Result<(Vec<Answer>, bool), Nonsense> {
+    /// Takes what the interpreter has said.
+    pub(crate) fn answers(&mut self) -> (Vec<Answer>, Line) {
         let mut buffer = [0; 256];
-        let open = loop {
+        let mut line = loop {
             match rustix::io::read(&self.control, &mut buffer) {
-                Ok(0) => break false,
+                Ok(0) => break Line::Closed,
                 Ok(read) => self.inbox.extend_from_slice(&buffer[..read]),
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => break true,
-                Err(_) => break false,
+                Err(Errno::AGAIN) => break Line::Open,
+                Err(_) => break Line::Closed,
             }
             if self.inbox.len() > 64 * ANSWER_BYTES {
-                return Err(Nonsense);
+                break Line::Nonsense;
             }
         };
         let whole = self.inbox.len() / ANSWER_BYTES * ANSWER_BYTES;
         let frames: Vec<u8> = self.inbox.drain(..whole).collect();
-        let answers: Result<Vec<Answer>, Nonsense> =
-            frames.chunks_exact(ANSWER_BYTES).map(parse).collect();
-        Ok((answers?, open))
+        let mut answers = Vec::new();
+        for frame in frames.chunks_exact(ANSWER_BYTES) {
+            // What came before the nonsense still counts.
+            let Some(answer) = parse(frame) else {
+                line = Line::Nonsense;
+                break;
+            };
+            answers.push(answer);
+        }
+        (answers, line)
     }
 }
 
@@ -226,20 +242,21 @@ fn length(bytes: usize) -> [u8; 4] {
     u32::try_from(bytes).unwrap_or(u32::MAX).to_le_bytes()
 }
 
-fn parse(frame: &[u8]) -> Result<Answer, Nonsense> {
-    let (kind, rest) = frame.split_first().ok_or(Nonsense)?;
-    let (sequence, rest) = rest.split_first_chunk().ok_or(Nonsense)?;
-    let (exit_code, rest) = rest.split_first_chunk().ok_or(Nonsense)?;
-    let cpu_micros = rest.first_chunk().ok_or(Nonsense)?;
+fn parse(frame: &[u8]) -> Option<Answer> {
+    let (kind, rest) = frame.split_first()?;
+    let (sequence, rest) = rest.split_first_chunk()?;
+    let (exit_code, rest) = rest.split_first_chunk()?;
+    let cpu_micros = rest.first_chunk()?;
     let sequence = u64::from_le_bytes(*sequence);
     match kind {
-        b'R' => Ok(Answer::Ready),
-        b'F' => Ok(Answer::Finished {
+        b'R' => Some(Answer::Ready),
+        b'F' => Some(Answer::Finished {
             sequence,
             exit_code: i32::from_le_bytes(*exit_code),
             cpu_micros: u64::from_le_bytes(*cpu_micros),
         }),
-        b'S' => Ok(Answer::Shell { sequence }),
-        _ => Err(Nonsense),
+        b'B' => Some(Answer::Begun { sequence }),
+        b'S' => Some(Answer::Shell { sequence }),
+        _ => None,
     }
 }

@@ -242,6 +242,19 @@ fn an_interpreter_that_is_killed_while_idle_is_reported_at_the_next_execution() 
 }
 
 #[test]
+fn an_execution_that_meets_a_dying_interpreter_runs_in_the_next_one() {
+    let agent = Agent::start();
+    for _ in 0..20 {
+        let pid = agent.python("import os; x = 1; print(os.getpid())").out();
+        // Nothing waits for the end of the interpreter, so the next execution may be given to the dead one.
+        agent.bash(&format!("kill -9 {pid}")).good();
+        let outcome = agent.python("print('x' in globals())");
+        assert_eq!((outcome.out().as_str(), outcome.code()), ("False\n", 0));
+        assert!(outcome.finished.state_lost.is_some());
+    }
+}
+
+#[test]
 fn interrupts_reach_loops_sleeps_and_children() {
     let agent = Agent::start();
     agent
