@@ -79,7 +79,7 @@ impl Decoder {
     ///
     /// # Errors
     /// [`FrameError`] when the stream cannot be continued.
-    pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
+    pub fn pop<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
         let pending = &self.buffer[self.start..];
         let Some(prefix) = pending.first_chunk::<4>() else {
             return Ok(None);
@@ -124,5 +124,57 @@ pub(crate) mod bytes {
             }
         }
         deserializer.deserialize_bytes(Bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Control, Event};
+
+    #[test]
+    fn frames_come_out_whole_however_they_arrive() {
+        let events = [
+            Event::Stdout(b"abc".to_vec()),
+            Event::Done,
+            Event::Data(vec![7; CHUNK]),
+        ];
+        let stream: Vec<u8> = events
+            .iter()
+            .flat_map(|event| encode(event).unwrap())
+            .collect();
+        for step in [1, 3, 1000, stream.len()] {
+            let mut decoder = Decoder::default();
+            let mut got = Vec::new();
+            for part in stream.chunks(step) {
+                decoder.push(part);
+                while let Some(event) = decoder.pop::<Event>().unwrap() {
+                    got.push(event);
+                }
+            }
+            assert_eq!(got, events, "in steps of {step}");
+        }
+    }
+
+    #[test]
+    fn a_length_over_the_limit_ends_the_stream() {
+        let mut decoder = Decoder::default();
+        decoder.push(&u32::MAX.to_le_bytes());
+        assert!(matches!(
+            decoder.pop::<Event>(),
+            Err(FrameError::TooLong(_))
+        ));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn bytes_of_a_hostile_peer_never_panic(bytes: Vec<u8>) {
+            let mut decoder = Decoder::default();
+            decoder.push(&bytes);
+            while let Ok(Some(_)) = decoder.pop::<Event>() {}
+            let _ = decode::<Control>(&bytes);
+            let _ = decode::<crate::Request>(&bytes);
+            let _ = decode::<crate::launch::Progress>(&bytes);
+        }
     }
 }

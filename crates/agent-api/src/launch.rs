@@ -26,7 +26,7 @@ pub struct Launch {
     pub network: Option<Network>,
     /// Hard and soft limit of open files for a process; lowered to what the host grants.
     pub open_files: u64,
-    /// Bytes of `/dev/shm` and of `/run`; both also count as the VM's memory.
+    /// Bytes of `/dev/shm`, and four times those of `/run`; what is in them counts as the VM's memory.
     pub shm_bytes: u64,
 }
 

@@ -344,8 +344,15 @@ impl Server {
         self.settle(key);
     }
 
-    /// A shell has ended.
+    /// A shell has ended. When it was interrupted, what it left in the background ends with it: a script that was stopped
+    /// has not handed anything over on purpose.
     pub(crate) fn shell_ended(&mut self, key: u64, ended: &Ended) {
+        if let Some(execution) = self.executions.get(&key)
+            && execution.interrupted
+            && let Stage::Shell { pid } = execution.stage
+        {
+            self.kill_shell(pid);
+        }
         self.execution_ended(key, Language::Bash, ended.code(), ended.cpu_micros, None);
     }
 
@@ -513,10 +520,7 @@ impl Server {
             Stage::Draining(_) => {}
             Stage::Shell { pid } => {
                 execution.interrupted = true;
-                signal_group(pid, libc::SIGKILL);
-                for pid in self.processes.session(pid) {
-                    signal(pid, libc::SIGKILL);
-                }
+                self.kill_shell(pid);
             }
             Stage::Python { .. } => {
                 execution.interrupted = true;
@@ -530,6 +534,14 @@ impl Server {
                     signal(worker.pid, libc::SIGKILL);
                 }
             }
+        }
+    }
+
+    /// Kills a shell with its session. Its id stands for the session for as long as anybody is in that.
+    fn kill_shell(&mut self, pid: i32) {
+        signal_group(pid, libc::SIGKILL);
+        for pid in self.processes.session(pid) {
+            signal(pid, libc::SIGKILL);
         }
     }
 

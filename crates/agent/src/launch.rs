@@ -54,7 +54,12 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // The node is the only reader; without it there is nobody to tell.
-            let _ = send(&mut io::stdout(), &Progress::Failed { message: error.to_string() });
+            let _ = send(
+                &mut io::stdout(),
+                &Progress::Failed {
+                    message: error.to_string(),
+                },
+            );
             ExitCode::FAILURE
         }
     }

@@ -72,10 +72,12 @@ fn malformed(error: serde_json::Error) -> Problem {
 fn refused(error: serde_path_to_error::Error<serde_json::Error>) -> Problem {
     let path = error.path().to_string();
     let error = error.into_inner();
-    if !error.is_data() {
-        return malformed(error);
-    }
-    let text = error.to_string();
+    let text = if error.is_data() {
+        error.to_string()
+    } else {
+        // How the parser puts it when, for example, a number stands where one of several words is expected.
+        "is not of the type that this field has".to_owned()
+    };
     let text = text
         .rsplit_once(" at line ")
         .map_or(&*text, |(text, _)| text);

@@ -20,6 +20,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// How long an agent may take to warm its interpreter, or to answer at all.
 const AGENT_PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
 
+/// The part of a VM's memory that `/dev/shm` may take: enough for browsers and numeric libraries, and too little to
+/// leave nothing for programs when it is full.
+const SHM_SHARE: u64 = 4;
+
 /// Why a machine could not be made or undone.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
@@ -178,11 +182,12 @@ impl Workshop {
             token,
             network: Some(self.network_of(record.index)),
             open_files: self.config.open_files,
-            shm_bytes: limits.memory_bytes / 2,
+            shm_bytes: limits.memory_bytes / SHM_SHARE,
         };
         let starting = self.driver.start(&spec).await?;
         self.network.attach(record.index, starting.pid()).await?;
         let process = starting.finish().await?;
+        self.network.ready(record.index).await?;
         let door = AgentDoor::new(&folder, token).map_err(file("open", &folder))?;
         record.process = Some(process.record().clone());
         self.save(&record)?;

@@ -271,7 +271,9 @@ impl Inner {
                 source: Box::new(source),
             },
         };
-        while let Some(machine) = self.take() {
+        // A smaller VM is made for itself: the sizes of its memory file systems cannot shrink.
+        let fits = spec.memory_mb >= self.workshop.config.memory_mb;
+        while let Some(machine) = if fits { self.take() } else { None } {
             match self.hand_out(&spec, machine).await {
                 Ok(vm) => return Ok(vm.info(self.isolation())),
                 Err(error) => {

@@ -26,7 +26,11 @@ struct Fixture {
 fn agent() -> &'static [u8] {
     let path = std::env::var("INSTAVM_AGENT_BINARY")
         .expect("INSTAVM_AGENT_BINARY names the agent's binary; `make test` sets it");
-    Box::leak(std::fs::read(path).expect("the agent's binary can be read").into_boxed_slice())
+    Box::leak(
+        std::fs::read(path)
+            .expect("the agent's binary can be read")
+            .into_boxed_slice(),
+    )
 }
 
 fn config(data_dir: &Path, pool_size: usize) -> NodeConfig {
@@ -37,7 +41,7 @@ fn config(data_dir: &Path, pool_size: usize) -> NodeConfig {
         image_source: None,
         agent: agent(),
         pool_size,
-        memory_mb: 512,
+        memory_mb: 256,
         vcpu_count: 2,
         disk_bytes: 1 << 30,
         pids: 256,
@@ -54,7 +58,12 @@ fn config(data_dir: &Path, pool_size: usize) -> NodeConfig {
 
 async fn open(data_dir: &Path, pool_size: usize) -> (LocalNode, TaskTracker, CancellationToken) {
     let (tracker, stop) = (TaskTracker::new(), CancellationToken::new());
-    let node = LocalNode::open(config(data_dir, pool_size), tracker.clone(), stop.clone(), |_| {});
+    let node = LocalNode::open(
+        config(data_dir, pool_size),
+        tracker.clone(),
+        stop.clone(),
+        |_| {},
+    );
     (node.await.expect("the node opens"), tracker, stop)
 }
 
@@ -62,18 +71,33 @@ impl Fixture {
     async fn new(pool_size: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (node, tracker, stop) = open(folder.path(), pool_size).await;
-        Self { folder, node, tracker, stop }
+        Self {
+            folder,
+            node,
+            tracker,
+            stop,
+        }
     }
 
     /// Ends the node as a daemon that goes down does, and opens it again on the same data directory.
     async fn restart(self) -> Self {
-        let Self { folder, node, tracker, stop } = self;
+        let Self {
+            folder,
+            node,
+            tracker,
+            stop,
+        } = self;
         stop.cancel();
         tracker.close();
         tracker.wait().await;
         drop(node);
         let (node, tracker, stop) = open(folder.path(), 0).await;
-        Self { folder, node, tracker, stop }
+        Self {
+            folder,
+            node,
+            tracker,
+            stop,
+        }
     }
 
     async fn close(self) {
@@ -82,7 +106,9 @@ impl Fixture {
         self.stop.cancel();
         self.tracker.close();
         self.tracker.wait().await;
-        destroy(self.folder.path()).await.expect("the instance is removed");
+        destroy(self.folder.path())
+            .await
+            .expect("the instance is removed");
     }
 
     async fn create(&self, id: &str) -> VmId {
@@ -113,7 +139,11 @@ impl Fixture {
     }
 
     async fn run(&self, vm: &VmId, language: Language, code: &str, timeout: Duration) -> Execution {
-        let request = ExecuteRequest { code: code.to_owned(), language: Some(language), timeout };
+        let request = ExecuteRequest {
+            code: code.to_owned(),
+            language: Some(language),
+            timeout,
+        };
         self.node.execute(vm, request).await.expect("the code runs")
     }
 }
@@ -127,10 +157,17 @@ async fn a_vm_keeps_state_and_knows_its_environment() {
     let f = Fixture::new(1).await;
     let vm = f.create("vm_a").await;
     assert_eq!(f.python(&vm, "x = 41").await.exit_code, 0);
-    let run = f.python(&vm, "import os; print(x + 1, os.environ['GREETING'])").await;
+    let run = f
+        .python(&vm, "import os; print(x + 1, os.environ['GREETING'])")
+        .await;
     assert_eq!(text(&run.stdout), "42 hello\n");
-    let run = f.bash(&vm, "echo $GREETING from $(hostname); pwd; id -u; exit 3").await;
-    assert_eq!((text(&run.stdout), run.exit_code), ("hello from vm-a\n/app\n0\n", 3));
+    let run = f
+        .bash(&vm, "echo $GREETING from $(hostname); pwd; id -u; exit 3")
+        .await;
+    assert_eq!(
+        (text(&run.stdout), run.exit_code),
+        ("hello from vm-a\n/app\n0\n", 3)
+    );
     let usage = f.node.usage(&vm).await.unwrap();
     assert!(usage.cpu_micros > 0 && usage.memory_bytes > 0, "{usage:?}");
     f.close().await;
@@ -142,11 +179,20 @@ async fn a_deadline_interrupts_and_keeps_state() {
     let vm = f.create("vm_a").await;
     f.python(&vm, "x = 1").await;
     let code = "print('begun', flush=True)\nwhile True: pass";
-    let run = f.run(&vm, Language::Python, code, Duration::from_secs(2)).await;
+    let run = f
+        .run(&vm, Language::Python, code, Duration::from_secs(2))
+        .await;
     assert!(run.timed_out && run.exit_code == 124, "{run:?}");
     assert_eq!(text(&run.stdout), "begun\n");
     assert_eq!(text(&f.python(&vm, "print(x)").await.stdout), "1\n");
-    let run = f.run(&vm, Language::Bash, "echo a; sleep 60", Duration::from_secs(1)).await;
+    let run = f
+        .run(
+            &vm,
+            Language::Bash,
+            "echo a; sleep 60",
+            Duration::from_secs(1),
+        )
+        .await;
     assert!(run.timed_out && text(&run.stdout) == "a\n", "{run:?}");
     f.close().await;
 }
@@ -156,14 +202,28 @@ async fn limits_hold_and_the_vm_goes_on() {
     let f = Fixture::new(0).await;
     let vm = f.create("vm_a").await;
     let run = f.python(&vm, "b = bytearray(1 << 30)").await;
-    assert!(run.state_lost.is_some() || text(&run.stderr).contains("MemoryError"), "{run:?}");
-    let run = f.bash(&vm, "head -c 100M /dev/zero > /app/big || echo full").await;
+    assert!(
+        run.state_lost.is_some() || text(&run.stderr).contains("MemoryError"),
+        "{run:?}"
+    );
+    let run = f
+        .bash(&vm, "head -c 100M /dev/zero > /app/big || echo full")
+        .await;
     assert_eq!(text(&run.stdout), "full\n");
     f.bash(&vm, "rm /app/big").await;
-    let run = f.bash(&vm, "for i in $(seq 400); do sleep 5 & done 2>&1 | grep -c fork; true").await;
+    let run = f
+        .bash(
+            &vm,
+            "for i in $(seq 400); do sleep 5 & done 2>&1 | grep -c fork; true",
+        )
+        .await;
     assert!(!text(&run.stdout).starts_with('0'), "{run:?}");
     let run = f.bash(&vm, "yes").await;
-    assert!(run.output_limit_reached && run.stdout.len() == 1 << 20, "{}", run.stdout.len());
+    assert!(
+        run.output_limit_reached && run.stdout.len() == 1 << 20,
+        "{}",
+        run.stdout.len()
+    );
     f.bash(&vm, "kill -9 -1").await;
     assert_eq!(text(&f.bash(&vm, "echo alive").await.stdout), "alive\n");
     f.close().await;
@@ -175,10 +235,21 @@ async fn files_go_in_and_out() {
     let vm = f.create("vm_a").await;
     let parts = [&b"one "[..], b"two"].map(|part| Ok(bytes::Bytes::from_static(part)));
     let content = futures::stream::iter(parts).boxed();
-    let size = f.node.write_file(&vm, "deep/er/file.txt", content).await.unwrap();
+    let size = f
+        .node
+        .write_file(&vm, "deep/er/file.txt", content)
+        .await
+        .unwrap();
     assert_eq!(size, 7);
-    assert_eq!(text(&f.bash(&vm, "cat /app/deep/er/file.txt").await.stdout), "one two");
-    let file = f.node.read_file(&vm, "/app/deep/er/file.txt").await.unwrap();
+    assert_eq!(
+        text(&f.bash(&vm, "cat /app/deep/er/file.txt").await.stdout),
+        "one two"
+    );
+    let file = f
+        .node
+        .read_file(&vm, "/app/deep/er/file.txt")
+        .await
+        .unwrap();
     let read: Vec<_> = file.stream.map(|part| part.unwrap()).collect().await;
     assert_eq!((file.size, read.concat()), (7, b"one two".to_vec()));
     let missing = f.node.read_file(&vm, "nowhere").await.unwrap_err();
@@ -191,9 +262,15 @@ async fn lifetimes_end_vms_and_tell() {
     let f = Fixture::new(0).await;
     let mut endings = f.node.endings();
     let (short, long) = (f.create_for("vm_short", 2).await, f.create("vm_long").await);
-    let (id, ending) = tokio::time::timeout(PATIENCE, endings.recv()).await.unwrap().unwrap();
+    let (id, ending) = tokio::time::timeout(PATIENCE, endings.recv())
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!((id, ending), (short.clone(), Ending::Expired));
-    assert!(matches!(f.node.inspect(&short).await, Err(NodeError::NoSuchVm)));
+    assert!(matches!(
+        f.node.inspect(&short).await,
+        Err(NodeError::NoSuchVm)
+    ));
     f.node.terminate(&long, Ending::Killed).await.unwrap();
     f.node.terminate(&long, Ending::Killed).await.unwrap();
     assert!(f.node.list().await.is_empty());
@@ -210,14 +287,24 @@ async fn a_new_node_adopts_vms_with_their_variables_and_tasks() {
         language: Some(Language::Bash),
         timeout: PATIENCE,
     };
-    f.node.start_execution(&vm, "task-1", request).await.unwrap();
+    f.node
+        .start_execution(&vm, "task-1", request)
+        .await
+        .unwrap();
     let f = f.restart().await;
     assert_eq!(text(&f.python(&vm, "print(kept)").await.stdout), "yes\n");
     let deadline = std::time::SystemTime::now() + PATIENCE;
-    let run = f.node.await_execution(&vm, "task-1", deadline).await.unwrap();
+    let run = f
+        .node
+        .await_execution(&vm, "task-1", deadline)
+        .await
+        .unwrap();
     assert_eq!((text(&run.stdout), run.exit_code), ("done\n", 0));
     f.node.forget_execution(&vm, "task-1").await.unwrap();
     let unknown = f.node.await_execution(&vm, "task-1", deadline).await;
-    assert!(matches!(unknown, Err(NodeError::NoSuchExecution)), "{unknown:?}");
+    assert!(
+        matches!(unknown, Err(NodeError::NoSuchExecution)),
+        "{unknown:?}"
+    );
     f.close().await;
 }

@@ -184,7 +184,7 @@ impl Events {
 
     async fn message<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, AgentError> {
         loop {
-            if let Some(message) = self.decoder.next().map_err(AgentError::frame)? {
+            if let Some(message) = self.decoder.pop().map_err(AgentError::frame)? {
                 return Ok(message);
             }
             let mut bytes = Vec::with_capacity(CHUNK);

@@ -41,7 +41,7 @@ pub struct MachineSpec {
     pub network: Option<launch::Network>,
     /// Open files for a process.
     pub open_files: u64,
-    /// Bytes of `/dev/shm` and of `/run`.
+    /// Bytes of `/dev/shm`, and four times those of `/run`.
     pub shm_bytes: u64,
 }
 

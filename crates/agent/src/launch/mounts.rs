@@ -98,7 +98,7 @@ pub(super) fn build(launch: &Launch, first: Pid, root: BorrowedFd<'_>) -> Result
     mount::map_ids(root, users.as_fd()).map_err(LaunchError::at("map the root disk's owners"))?;
     mount::attach(root, stage).map_err(LaunchError::at("attach the root disk"))?;
     check_mount_points(stage)?;
-    tmpfs(launch, "run", 0o755, launch.shm_bytes)?;
+    tmpfs(launch, "run", 0o755, launch.shm_bytes / 4)?;
     devices(launch)?;
     in_namespaces_of(first, kernel_file_systems)?;
     mask(launch)

@@ -189,7 +189,7 @@ impl Connection {
     pub fn receive<T: serde::de::DeserializeOwned>(&mut self) -> Option<T> {
         let mut buffer = vec![0; 256 * 1024];
         loop {
-            if let Some(message) = self.decoder.next().expect("a message of the protocol") {
+            if let Some(message) = self.decoder.pop().expect("a message of the protocol") {
                 return Some(message);
             }
             match self.stream.read(&mut buffer) {

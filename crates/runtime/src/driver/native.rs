@@ -98,6 +98,8 @@ impl Driver for NativeDriver {
             source,
         };
         let mut child = Command::new(&self.program)
+            // PID 1 of the VM keeps this command line: it shall not tell paths of the host.
+            .arg0("instavm-agent")
             .arg("launch")
             .env_clear()
             .current_dir("/")
