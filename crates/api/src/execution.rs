@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 /// Runs code in a session.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Execute {
     /// Source code or a shell script. `code` is taken as well.
     #[serde(alias = "code")]
@@ -13,11 +13,14 @@ pub struct Execute {
     /// A UUID.
     pub session_id: String,
     /// Absent: Python, unless the text is no Python and starts with a program of the VM.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub language: Option<Language>,
     /// Seconds; the answer comes before they are over.
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = 60)]
     pub timeout: Option<i64>,
     /// Not available yet: anything but an empty list is refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Vec<String>>)]
     pub vault_ids: Option<serde_json::Value>,
 }

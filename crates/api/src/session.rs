@@ -118,6 +118,34 @@ pub struct AppUrlQuery {
     pub port: Option<i64>,
 }
 
+/// Where a port of a session's VM is reached. Only what the platform knows is there.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct AppUrl {
+    /// The best public URL.
+    pub app_url: String,
+    /// A URL with a host of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub direct_url: Option<String>,
+    /// The same as `app_url`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// The port in the VM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// The VM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vm_id: Option<String>,
+    /// A UUID.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session_id: Option<String>,
+    /// The state of the VM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<String>,
+    /// Seconds until the VM ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_in_seconds: Option<f64>,
+}
+
 /// Which sessions are asked for.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -129,7 +157,7 @@ pub struct SandboxesQuery {
 }
 
 /// Ends the VM of a session.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Kill {
     /// A UUID.
     pub session_id: String,

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 /// Adds a key.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct AddSshKey {
     /// One line of an OpenSSH public key file.
     #[schema(example = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAA... me@example.com")]
