@@ -168,10 +168,9 @@ impl Workshop {
         let folder = self.folder(&record.machine);
         std::fs::create_dir_all(&folder).map_err(file("make", &folder))?;
         self.save(&record)?;
-        let root = self
-            .disks
-            .create(&record.machine, &self.image, disk_bytes)?;
-        let cgroup = self.cgroups.create(&record.machine, limits)?;
+        let (root, cgroup) = self
+            .disk_and_cgroup(&record.machine, *limits, disk_bytes)
+            .await?;
         let token = record.token_bytes().ok_or(MachineError::Silent)?;
         let spec = MachineSpec {
             folder: folder.clone(),
@@ -197,6 +196,24 @@ impl Workshop {
             door,
             cgroup,
         })
+    }
+
+    /// A snapshot waits for the file system's transaction, so this is not for the threads that serve requests.
+    async fn disk_and_cgroup(
+        &self,
+        machine: &str,
+        limits: Limits,
+        disk_bytes: u64,
+    ) -> Result<(PathBuf, Cgroup), MachineError> {
+        let (disks, cgroups) = (self.disks.clone(), self.cgroups.clone());
+        let (image, name) = (self.image.clone(), machine.to_owned());
+        let make = move || {
+            let root = disks.create(&name, &image, disk_bytes)?;
+            Ok((root, cgroups.create(&name, &limits)?))
+        };
+        tokio::task::spawn_blocking(make)
+            .await
+            .map_err(|e| file("make the disk of", Path::new(machine))(io::Error::other(e)))?
     }
 
     /// Loads the machine's interpreter.

@@ -260,6 +260,7 @@ impl Inner {
             return Ok(vm.info(self.isolation()));
         }
         self.admit()?;
+        let _urgent = self.pool.urgent();
         let internal = |source: MachineError| match source {
             MachineError::NoIndex | MachineError::Disk(DiskError::Full { .. }) => {
                 NodeError::AtCapacity {
@@ -281,7 +282,6 @@ impl Inner {
                 }
             }
         }
-        let _urgent = self.pool.urgent();
         let _place = self.creates.acquire().await;
         let limits = self.workshop.limits(spec.memory_mb, spec.vcpu_count);
         let machine = self

@@ -19,12 +19,12 @@ pub(crate) struct Pool {
     ready: Mutex<VecDeque<Assembled>>,
     size: usize,
     taken: Notify,
-    /// Creates that found the pool empty and make a machine of their own: the pool lets them go first.
+    /// Creates under way: the pool lets them go first.
     urgent: AtomicUsize,
     urgent_done: Notify,
 }
 
-/// Held by a create that makes its own machine.
+/// Held by a create until its VM is handed out.
 #[derive(Debug)]
 pub(crate) struct Urgent<'a>(&'a Pool);
 
@@ -75,7 +75,7 @@ impl Pool {
         (None, dead)
     }
 
-    /// The caller makes a machine of its own; until the guard is dropped the pool does not refill.
+    /// A create is under way; until the guard is dropped the pool does not refill.
     pub(crate) fn urgent(&self) -> Urgent<'_> {
         self.urgent.fetch_add(1, Ordering::AcqRel);
         Urgent(self)

@@ -7,12 +7,16 @@ use crate::error::{Chain, Kind, Problem};
 use crate::session::service::Session;
 use instavm_api::Metadata;
 use instavm_node_api::{Ending, NodeError, VmId, VmInfo, VmSpec};
+use instavm_store::{Database, StoreError};
 use rand::Rng;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::sync::OwnedMutexGuard;
 use tokio::task::JoinHandle;
+
+/// Between two attempts to record the end of a VM.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// What a session's VMs are made as.
 #[derive(Clone, Debug, PartialEq)]
@@ -245,11 +249,19 @@ async fn finish(
             "the VM ended directly after its start",
         ));
     };
-    if let Err(error) = rows::activate(&platform.database, &active).await {
-        // The VM lives and its intent is on record: the next start of the platform completes the row.
-        tracing::error!(vm = %vm.id, error = %Chain(&error), "recording a started VM failed");
-    }
+    record_start(platform, active.clone());
     Ok(active)
+}
+
+/// Records a start behind: the VM lives and its intent is on record, so a start of the platform completes the row when
+/// this one does not come to it. A VM that has ended meanwhile stays ended.
+fn record_start(platform: &Platform, vm: Arc<Vm>) {
+    let database = platform.database.clone();
+    platform.tracker.spawn(async move {
+        if let Err(error) = rows::activate(&database, &vm).await {
+            tracing::error!(vm = %vm.id, error = %Chain(&error), "recording a started VM failed");
+        }
+    });
 }
 
 async fn failed(
@@ -302,7 +314,52 @@ pub(crate) async fn ended(platform: &Platform, vm: &VmId, ending: Ending) {
 
 async fn record_end(platform: &Platform, vm: &Vm) {
     if let Err(error) = rows::end(&platform.database, vm).await {
-        // The next start of the platform finds that the VM is not there and completes the row.
-        tracing::error!(vm = %vm.id, error = %Chain(&error), "recording the end of a VM failed");
+        tracing::error!(vm = %vm.id, error = %Chain(&error), "recording the end of a VM failed; again soon");
+        let (platform, vm) = (platform.clone(), vm.clone());
+        let (tracker, stopping) = (platform.tracker.clone(), platform.stopping.clone());
+        tracker.spawn(async move {
+            // The next start of the platform finds that the VM is not there and completes the row.
+            let again = end_again(&platform, &vm);
+            let _ = stopping.run_until_cancelled(again).await;
+        });
     }
+}
+
+/// Records the end of a VM as soon as the database takes it.
+async fn end_again(platform: &Platform, vm: &Vm) {
+    loop {
+        tokio::time::sleep(RETRY_PAUSE).await;
+        match rows::end(&platform.database, vm).await {
+            Ok(()) => return,
+            Err(error) => {
+                tracing::warn!(vm = %vm.id, error = %Chain(&error), "the end of a VM is not on record yet");
+            }
+        }
+    }
+}
+
+/// What the records say of a VM that has not ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordedVm {
+    /// Its id.
+    pub id: String,
+    /// It runs; else it is being made: an intent, so it may be there or not.
+    pub is_active: bool,
+    /// When the node ends it, if that is known.
+    pub expires_at: Option<SystemTime>,
+}
+
+/// What the records say of the VMs of all accounts that have not ended.
+///
+/// # Errors
+/// [`StoreError`] when they cannot be read.
+pub async fn recorded(database: &Database) -> Result<Vec<RecordedVm>, StoreError> {
+    let vms = rows::all_live(database).await?.into_iter();
+    Ok(vms
+        .map(|vm| RecordedVm {
+            id: vm.id.0,
+            is_active: vm.status == VmStatus::Active,
+            expires_at: vm.expires_at.map(Moment::system_time),
+        })
+        .collect())
 }
