@@ -1,5 +1,6 @@
 """Executions: state, languages, output, time limits, background tasks."""
 
+from pathlib import Path
 import base64
 import threading
 import time
@@ -394,6 +395,16 @@ def test_the_image_offers_what_it_promises(bash, run):
     assert "UTF-8" in bash("locale charmap")
     bash("touch /workspace/x /app/x; mkdir -p /workspace/y")
     bash("python -m venv /tmp/v && /tmp/v/bin/python -c 'print(1)'")
+
+
+def test_programs_with_authorities_of_their_own_trust_what_the_vm_trusts(run, bash):
+    names = "SSL_CERT_FILE REQUESTS_CA_BUNDLE PIP_CERT NODE_EXTRA_CA_CERTS".split()
+    for name in names:
+        assert "BEGIN CERTIFICATE" in bash(f'head -c 4096 "${name}"')
+        assert run(f"import os; print(os.path.exists(os.environ['{name}']))") == "True\n"
+    local = sorted(Path("/usr/local/share/ca-certificates").glob("*.crt"))
+    bundle = bash('cat "$SSL_CERT_FILE"')
+    assert all(authority.read_text().strip() in bundle for authority in local)
 
 
 def test_sudo_works_without_a_word(client):

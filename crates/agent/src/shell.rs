@@ -20,11 +20,26 @@ const BASE: [(&str, &str); 6] = [
     ("PIP_ROOT_USER_ACTION", "ignore"),
 ];
 
+/// The authorities that the VM trusts, on Debian and its kin.
+const TRUSTED: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+/// Where programs that bring authorities of their own look for the VM's: OpenSSL, Python's requests, pip, Node. The host
+/// may have added some that nobody else knows.
+const TRUST_VARIABLES: [&str; 4] = [
+    "SSL_CERT_FILE",
+    "REQUESTS_CA_BUNDLE",
+    "PIP_CERT",
+    "NODE_EXTRA_CA_CERTS",
+];
+
 /// The environment of an execution; later layers win.
 pub(crate) fn environment<'a>(
     layers: &[&'a BTreeMap<String, String>],
 ) -> BTreeMap<&'a str, &'a str> {
     let mut all = BTreeMap::from(BASE);
+    if Path::new(TRUSTED).exists() {
+        all.extend(TRUST_VARIABLES.map(|name| (name, TRUSTED)));
+    }
     for layer in layers {
         all.extend(
             layer

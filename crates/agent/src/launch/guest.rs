@@ -52,6 +52,9 @@ fn enter(launch: &Launch) -> Result<(), LaunchError> {
     name_files(launch).map_err(LaunchError::at("write /etc/hosts"))?;
     connect(launch.network.as_ref())?;
     process::limit_open_files(launch.open_files).map_err(LaunchError::at("limit open files"))?;
+    rustix::thread::set_name(c"instavm-agent")
+        .map_err(io::Error::from)
+        .map_err(LaunchError::at("take a name"))?;
     process::set_undumpable().map_err(LaunchError::at("become undumpable"))?;
     seccomp::install().map_err(LaunchError::at("install the system call filter"))
 }
