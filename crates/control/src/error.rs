@@ -90,7 +90,15 @@ impl Problem {
 
 impl From<StoreError> for Problem {
     fn from(source: StoreError) -> Self {
-        Problem::internal("reading or writing the records", source)
+        if !source.is_away() {
+            return Problem::internal("reading or writing the records", source);
+        }
+        tracing::error!(error = %Chain(&source), "the database does not answer");
+        Problem {
+            kind: Kind::AtCapacity,
+            message: "the platform's database does not answer; try again soon".to_owned(),
+            source: Some(source.into()),
+        }
     }
 }
 

@@ -16,6 +16,9 @@
 //! disable_account(&Database, email: &str)      -> Result<(), AccountError>
 //! bootstrap(&Database, key: Option<&str>)      -> Result<Option<NewAccount>, AccountError>
 //!                                                 None when there is an account already
+//!
+//! vm::service, likewise:
+//! recorded(&Database)                          -> Result<Vec<RecordedVm>, StoreError>  the VMs that have not ended
 //! ```
 //!
 //! Platform and Settings are plain values; [`Settings::default`] holds the documented defaults.

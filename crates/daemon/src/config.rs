@@ -14,7 +14,9 @@ use std::path::PathBuf;
 
 pub use keys::{Config, KEYS, KeySpec, environment_name};
 pub use secrets::{BootstrapKey, Secrets};
-pub use value::{DriverChoice, ImageSource, ListenAddress, LogFilter, LogFormat, VmRange};
+pub use value::{
+    DatabaseUrl, DriverChoice, ImageSource, ListenAddress, LogFilter, LogFormat, VmRange,
+};
 
 /// Where the file is looked for when `--config` does not name one.
 pub const DEFAULT_FILE: &str = "/etc/instavm/instavm.toml";

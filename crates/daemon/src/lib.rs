@@ -1,7 +1,7 @@
 //! The instavmd binary: configuration, start-up order, shutdown, doctor.
 //!
-//! `wiring` is the one module that names the types of the other rooms; everything else here knows them as
-//! [`rooms::Rooms`].
+//! `wiring` is the one module that names the types of the other rooms (but for the value of `database.url`, which the
+//! configuration has from the store); everything else here knows them as [`rooms::Rooms`].
 #![forbid(unsafe_code)]
 
 pub mod admin;

@@ -1,6 +1,7 @@
 //! The one module that names the other rooms' types: opens them in order, and answers for them.
 
 mod accounts;
+mod database;
 mod images;
 
 pub(crate) use accounts::{create_account, disable_account, list_accounts};
@@ -19,15 +20,11 @@ use instavm_runtime::driver::NativeDriver;
 use instavm_runtime::image::Source;
 use instavm_store::{Database, StoreError};
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// The database's name in the data directory.
-const DATABASE: &str = "instavm.db";
 /// How long background work of the platform may take to end.
 const DRAIN: Duration = Duration::from_secs(5);
 /// Between two looks at whether rows and VMs agree by now.
@@ -48,7 +45,7 @@ pub(crate) async fn open(
     agent: &'static [u8],
     tracker: TaskTracker,
 ) -> Result<Arc<dyn Rooms>, RoomError> {
-    let database = open_database(config).await?;
+    let database = database::open(config).await?;
     accounts::bootstrap(&database, config, secrets).await?;
     let stop = CancellationToken::new();
     let node = LocalNode::open(
@@ -116,8 +113,8 @@ impl Rooms for House {
 pub(crate) async fn check_offline(config: &Config) -> Result<Vec<String>, RoomError> {
     let node = instavm_node::check_offline(&config.data_dir).await?;
     let mut found = node.mismatches;
-    if config.data_dir.join(DATABASE).exists() {
-        let database = open_database(config).await?;
+    if database::is_there(config)? {
+        let database = database::open(config).await?;
         let rows = recorded(&database).await?;
         database.close().await;
         let vms = node.vms.into_iter().map(|vm| vm.0).collect();
@@ -126,9 +123,10 @@ pub(crate) async fn check_offline(config: &Config) -> Result<Vec<String>, RoomEr
     Ok(found)
 }
 
-/// Ends the node's VMs and removes every kernel object.
+/// Ends the node's VMs, removes every kernel object, and the records where they are on a server.
 pub(crate) async fn destroy(config: &Config) -> Result<(), RoomError> {
-    Ok(instavm_node::destroy(&config.data_dir).await?)
+    instavm_node::destroy(&config.data_dir).await?;
+    Ok(database::erase(config).await?)
 }
 
 /// What works on this host. Leaves nothing behind.
@@ -180,40 +178,21 @@ async fn node_findings() -> Vec<Finding> {
         .collect()
 }
 
-/// Opens the store. Its file is made first, for its owner alone: SQLite gives its side files the same mode.
-async fn open_database(config: &Config) -> Result<Database, RoomError> {
-    let file = config.data_dir.join(DATABASE);
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(&file)?;
-    Ok(Database::open(&file).await?)
-}
-
-/// What the rows say of the VMs that have not ended.
+/// What the records say of the VMs that have not ended.
 async fn recorded(database: &Database) -> Result<BTreeMap<String, Recorded>, StoreError> {
-    let rows = database
-        .fetch(
-            "SELECT id, status, expires_at FROM vms WHERE status IN ('creating', 'active')",
-            Vec::new(),
-        )
-        .await?;
-    let mut recorded = BTreeMap::new();
-    for row in rows {
-        let status: String = row.get("status")?;
-        let expires_at: Option<i64> = row.get("expires_at")?;
-        let expires_at = expires_at
-            .and_then(|micros| u64::try_from(micros).ok())
-            .and_then(|micros| SystemTime::UNIX_EPOCH.checked_add(Duration::from_micros(micros)));
-        let state = if status == "creating" {
-            Recorded::Creating
-        } else {
-            Recorded::Active { expires_at }
-        };
-        recorded.insert(row.get("id")?, state);
-    }
-    Ok(recorded)
+    let vms = instavm_control::vm::service::recorded(database).await?;
+    Ok(vms
+        .into_iter()
+        .map(|vm| {
+            let expires_at = vm.expires_at;
+            let recorded = if vm.is_active {
+                Recorded::Active { expires_at }
+            } else {
+                Recorded::Creating
+            };
+            (vm.id, recorded)
+        })
+        .collect())
 }
 
 fn node_config(config: &Config, agent: &'static [u8]) -> NodeConfig {

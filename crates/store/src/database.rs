@@ -1,26 +1,35 @@
-//! Connections and transactions.
+//! Connections, and statements outside transactions.
 
-use crate::{Row, StoreError, Value};
+use crate::transaction::{Kind, answered, in_time, postgres as to_postgres, sqlite as to_sqlite};
+use crate::{PostgresUrl, Row, StoreError, Transaction, Value, migrations, postgres};
+use sqlx::Connection as _;
+use sqlx::postgres::PgPool;
 use sqlx::sqlite::{
-    SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool,
-    SqlitePoolOptions, SqliteSynchronous,
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{Sqlite, query::Query};
 use std::path::Path;
 use std::time::Duration;
 
-/// How long a writer waits for another process to finish its transaction.
+/// How long a writer of SQLite waits for another process to finish its transaction.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections that read beside the one that writes.
+/// Connections to SQLite that read beside the one that writes.
 const READERS: u32 = 4;
+/// How often a single statement is done that gave way to others.
+const ATTEMPTS: u32 = 5;
 
 /// The platform's database. Cheap to clone; all clones share the connections.
 ///
-/// One connection writes, so writers of this process queue instead of colliding; reads go beside it.
+/// In SQLite one connection writes, so writers of this process queue instead of colliding; reads go beside it.
 #[derive(Clone, Debug)]
-pub struct Database {
-    writer: SqlitePool,
-    readers: SqlitePool,
+pub struct Database(Pools);
+
+#[derive(Clone, Debug)]
+enum Pools {
+    Sqlite {
+        writer: SqlitePool,
+        readers: SqlitePool,
+    },
+    Postgres(PgPool),
 }
 
 impl Database {
@@ -37,158 +46,126 @@ impl Database {
             .foreign_keys(true)
             .busy_timeout(BUSY_TIMEOUT);
         let writer = pool(1, options.clone()).await?;
-        sqlx::migrate!("./migrations/sqlite")
-            .run(&writer)
-            .await
-            .map_err(StoreError::Migrate)?;
+        migrations::sqlite(&writer).await?;
         let readers = pool(READERS, options.read_only(true)).await?;
-        Ok(Database { writer, readers })
+        Ok(Database(Pools::Sqlite { writer, readers }))
+    }
+
+    /// Connects to PostgreSQL and brings the schema `instavm` of the database up to date. Connections that break later
+    /// are replaced by themselves.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be reached, is not fit, or its schema cannot be brought up to date.
+    pub async fn connect(url: &PostgresUrl) -> Result<Database, StoreError> {
+        let mut connection = postgres::connect(url).await?;
+        postgres::check_encoding(&mut connection, url).await?;
+        migrations::postgres(&mut connection).await?;
+        // The schema stands; an unfriendly farewell changes nothing.
+        let _ = connection.close().await;
+        Ok(Database(Pools::Postgres(postgres::pool(url.options()))))
     }
 
     /// Reads rows.
     ///
     /// # Errors
-    /// [`StoreError::Statement`].
+    /// [`StoreError::Statement`], [`StoreError::Late`].
     pub async fn fetch(
         &self,
         statement: &'static str,
         values: Vec<Value>,
     ) -> Result<Vec<Row>, StoreError> {
-        let rows = bound(statement, values)
-            .fetch_all(&self.readers)
-            .await
-            .map_err(|source| StoreError::Statement { statement, source })?;
-        Ok(rows.into_iter().map(Row).collect())
+        match &self.0 {
+            Pools::Sqlite { readers, .. } => {
+                let query = to_sqlite(statement, values);
+                let rows = answered(statement, query.fetch_all(readers)).await?;
+                Ok(rows.into_iter().map(Row::from).collect())
+            }
+            Pools::Postgres(pool) => {
+                let query = to_postgres(statement, values);
+                let rows = in_time(statement, query.fetch_all(pool)).await?;
+                Ok(rows.into_iter().map(Row::from).collect())
+            }
+        }
     }
 
     /// Reads the first row, if there is one.
     ///
     /// # Errors
-    /// [`StoreError::Statement`].
+    /// [`StoreError::Statement`], [`StoreError::Late`].
     pub async fn fetch_optional(
         &self,
         statement: &'static str,
         values: Vec<Value>,
     ) -> Result<Option<Row>, StoreError> {
-        let row = bound(statement, values)
-            .fetch_optional(&self.readers)
-            .await
-            .map_err(|source| StoreError::Statement { statement, source })?;
-        Ok(row.map(Row))
+        match &self.0 {
+            Pools::Sqlite { readers, .. } => {
+                let query = to_sqlite(statement, values);
+                let row = answered(statement, query.fetch_optional(readers)).await?;
+                Ok(row.map(Row::from))
+            }
+            Pools::Postgres(pool) => {
+                let query = to_postgres(statement, values);
+                let row = in_time(statement, query.fetch_optional(pool)).await?;
+                Ok(row.map(Row::from))
+            }
+        }
     }
 
-    /// Changes rows in a transaction of its own; returns how many.
+    /// Changes rows in a transaction of its own; returns how many. Done again when it gave way to others.
     ///
     /// # Errors
-    /// [`StoreError::Statement`].
+    /// [`StoreError::Statement`], [`StoreError::Late`].
     pub async fn execute(
         &self,
         statement: &'static str,
         values: Vec<Value>,
     ) -> Result<u64, StoreError> {
-        let mut transaction = self.begin().await?;
-        let changed = transaction.execute(statement, values).await?;
-        transaction.commit().await?;
-        Ok(changed)
+        let pool = match &self.0 {
+            Pools::Postgres(pool) => pool,
+            Pools::Sqlite { .. } => {
+                let mut transaction = self.begin().await?;
+                let changed = transaction.execute(statement, values).await?;
+                transaction.commit().await?;
+                return Ok(changed);
+            }
+        };
+        let mut attempt = 1;
+        loop {
+            let query = to_postgres(statement, values.clone());
+            match in_time(statement, query.execute(pool)).await {
+                Err(error) if error.gave_way() && attempt < ATTEMPTS => attempt += 1,
+                done => return done.map(|done| done.rows_affected()),
+            }
+        }
     }
 
-    /// Begins a transaction that may write. Dropping it without [`Transaction::commit`] undoes it.
+    /// Begins a transaction that may write.
     ///
     /// # Errors
-    /// [`StoreError::Statement`] when the write lock is not to be had in time.
+    /// [`StoreError::Statement`] when the write lock or a connection is not to be had in time.
     pub async fn begin(&self) -> Result<Transaction, StoreError> {
-        const BEGIN: &str = "BEGIN IMMEDIATE";
-        let inner =
-            self.writer
-                .begin_with(BEGIN)
-                .await
-                .map_err(|source| StoreError::Statement {
-                    statement: BEGIN,
-                    source,
-                })?;
-        Ok(Transaction { inner })
+        match &self.0 {
+            Pools::Sqlite { writer, .. } => {
+                const BEGIN: &str = "BEGIN IMMEDIATE";
+                let inner = answered(BEGIN, writer.begin_with(BEGIN)).await?;
+                Ok(Transaction(Kind::Sqlite(inner)))
+            }
+            Pools::Postgres(pool) => {
+                let inner = in_time("BEGIN", pool.begin()).await?;
+                Ok(Transaction(Kind::Postgres(inner)))
+            }
+        }
     }
 
     /// Closes all connections. Calls after it fail.
     pub async fn close(&self) {
-        self.readers.close().await;
-        self.writer.close().await;
-    }
-}
-
-/// A transaction that may write.
-#[derive(Debug)]
-pub struct Transaction {
-    inner: sqlx::Transaction<'static, Sqlite>,
-}
-
-impl Transaction {
-    /// Changes rows; returns how many.
-    ///
-    /// # Errors
-    /// [`StoreError::Statement`].
-    pub async fn execute(
-        &mut self,
-        statement: &'static str,
-        values: Vec<Value>,
-    ) -> Result<u64, StoreError> {
-        let connection: &mut SqliteConnection = &mut self.inner;
-        bound(statement, values)
-            .execute(connection)
-            .await
-            .map(|done| done.rows_affected())
-            .map_err(|source| StoreError::Statement { statement, source })
-    }
-
-    /// Reads the first row, if there is one.
-    ///
-    /// # Errors
-    /// [`StoreError::Statement`].
-    pub async fn fetch_optional(
-        &mut self,
-        statement: &'static str,
-        values: Vec<Value>,
-    ) -> Result<Option<Row>, StoreError> {
-        let connection: &mut SqliteConnection = &mut self.inner;
-        let row = bound(statement, values)
-            .fetch_optional(connection)
-            .await
-            .map_err(|source| StoreError::Statement { statement, source })?;
-        Ok(row.map(Row))
-    }
-
-    /// Raises the named counter and returns its new value: an id that was never used before.
-    ///
-    /// # Errors
-    /// [`StoreError`] when there is no such counter, or the statement fails.
-    pub async fn next(&mut self, counter: &'static str) -> Result<i64, StoreError> {
-        let row = self
-            .fetch_optional(
-                "UPDATE counters SET value = value + 1 WHERE name = $1 RETURNING value",
-                vec![counter.into()],
-            )
-            .await?;
-        match row {
-            Some(row) => row.get("value"),
-            None => Err(StoreError::Content {
-                column: "name",
-                found: format!("there is no counter {counter}"),
-            }),
+        match &self.0 {
+            Pools::Sqlite { writer, readers } => {
+                readers.close().await;
+                writer.close().await;
+            }
+            Pools::Postgres(pool) => pool.close().await,
         }
-    }
-
-    /// Makes the changes lasting.
-    ///
-    /// # Errors
-    /// [`StoreError::Statement`].
-    pub async fn commit(self) -> Result<(), StoreError> {
-        self.inner
-            .commit()
-            .await
-            .map_err(|source| StoreError::Statement {
-                statement: "COMMIT",
-                source,
-            })
     }
 }
 
@@ -201,16 +178,4 @@ async fn pool(connections: u32, options: SqliteConnectOptions) -> Result<SqliteP
         .connect_with(options)
         .await
         .map_err(StoreError::Open)
-}
-
-fn bound(statement: &'static str, values: Vec<Value>) -> Query<'static, Sqlite, SqliteArguments> {
-    let mut query = sqlx::query(statement);
-    for value in values {
-        query = match value {
-            Value::Int(value) => query.bind(value),
-            Value::Text(value) => query.bind(value),
-            Value::Blob(value) => query.bind(value),
-        };
-    }
-    query
 }

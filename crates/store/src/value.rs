@@ -1,7 +1,8 @@
 //! Parameters of statements and rows of answers.
 
-use crate::StoreError;
+use crate::{StoreError, text};
 use sqlx::Row as _;
+use sqlx::postgres::PgRow;
 use sqlx::sqlite::SqliteRow;
 
 /// A parameter of a statement.
@@ -64,7 +65,25 @@ impl From<Vec<u8>> for Value {
 }
 
 /// One row of an answer.
-pub struct Row(pub(crate) SqliteRow);
+pub struct Row(pub(crate) Kind);
+
+/// Whose row it is.
+pub(crate) enum Kind {
+    Sqlite(SqliteRow),
+    Postgres(PgRow),
+}
+
+impl From<SqliteRow> for Row {
+    fn from(row: SqliteRow) -> Self {
+        Row(Kind::Sqlite(row))
+    }
+}
+
+impl From<PgRow> for Row {
+    fn from(row: PgRow) -> Self {
+        Row(Kind::Postgres(row))
+    }
+}
 
 impl std::fmt::Debug for Row {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -92,18 +111,26 @@ pub trait FromValue: Sized {
 }
 
 macro_rules! readable {
-    ($($kind:ty),*) => {$(
+    ($($kind:ty: $held:expr),*) => {$(
         impl FromValue for $kind {
             fn from_row(row: &Row, column: &'static str) -> Result<Self, StoreError> {
-                row.0
-                    .try_get(column)
-                    .map_err(|source| StoreError::Column { column, source })
+                match &row.0 {
+                    Kind::Sqlite(row) => row.try_get(column),
+                    Kind::Postgres(row) => row.try_get(column).map($held),
+                }
+                .map_err(|source| StoreError::Column { column, source })
             }
         }
     )*};
 }
 
-readable!(i64, Option<i64>, String, Option<String>, Vec<u8>);
+readable!(
+    i64: std::convert::identity,
+    Option<i64>: std::convert::identity,
+    String: text::given,
+    Option<String>: |held: Option<String>| held.map(text::given),
+    Vec<u8>: std::convert::identity
+);
 
 impl FromValue for bool {
     fn from_row(row: &Row, column: &'static str) -> Result<Self, StoreError> {

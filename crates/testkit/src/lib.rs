@@ -1,11 +1,15 @@
-//! A hermetic platform for tests: a simulated node, the real control plane on a port of its own, and a small client.
+//! A hermetic platform for tests: a simulated node, databases of both kinds, the real control plane on a port of its own,
+//! and a small client.
 #![forbid(unsafe_code)]
 
 mod client;
+mod database;
 mod node;
 mod platform;
+mod postgresql;
 mod script;
 
 pub use client::{Answer, Client};
+pub use database::{DatabaseKind, TestDatabase};
 pub use node::SimulatedNode;
 pub use platform::{Stopped, TestPlatform};

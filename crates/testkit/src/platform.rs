@@ -1,6 +1,6 @@
 //! The control plane on a port of its own.
 
-use crate::{Client, SimulatedNode};
+use crate::{Client, DatabaseKind, SimulatedNode, TestDatabase};
 use anyhow::{Context, Result};
 use instavm_control::user::service as accounts;
 use instavm_control::{Dependencies, Platform, Settings};
@@ -8,7 +8,6 @@ use instavm_store::Database;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -29,25 +28,33 @@ pub struct TestPlatform {
     address: SocketAddr,
     server: AbortOnDropHandle<()>,
     settings: Settings,
-    folder: TempDir,
+    place: TestDatabase,
 }
 
 impl TestPlatform {
-    /// A platform with the default limits.
+    /// A platform with the default limits, on SQLite.
     ///
     /// # Errors
     /// When it cannot start.
     pub async fn start() -> Result<TestPlatform> {
-        TestPlatform::with(Settings::default()).await
+        TestPlatform::on(DatabaseKind::Sqlite).await
+    }
+
+    /// A platform with the default limits, on this kind of database.
+    ///
+    /// # Errors
+    /// When it cannot start.
+    pub async fn on(kind: DatabaseKind) -> Result<TestPlatform> {
+        TestPlatform::with(kind, Settings::default()).await
     }
 
     /// A platform with limits of the caller's choice.
     ///
     /// # Errors
     /// When it cannot start.
-    pub async fn with(settings: Settings) -> Result<TestPlatform> {
-        let folder = tempfile::tempdir()?;
-        let database = Database::open(&folder.path().join("instavm.db")).await?;
+    pub async fn with(kind: DatabaseKind, settings: Settings) -> Result<TestPlatform> {
+        let place = TestDatabase::new(kind)?;
+        let database = place.open().await?;
         let first = accounts::bootstrap(&database, None)
             .await?
             .context("the database is not empty")?;
@@ -61,7 +68,7 @@ impl TestPlatform {
             address,
             server,
             settings,
-            folder,
+            place,
         })
     }
 
@@ -89,8 +96,13 @@ impl TestPlatform {
             node: self.node.clone(),
             key: self.key.clone(),
             settings: self.settings.clone(),
-            folder: self.folder,
+            place: self.place,
         })
+    }
+
+    /// Where its records are.
+    pub fn place(&self) -> &TestDatabase {
+        &self.place
     }
 
     /// Where it listens.
@@ -125,7 +137,7 @@ pub struct Stopped {
     pub node: Arc<SimulatedNode>,
     key: String,
     settings: Settings,
-    folder: TempDir,
+    place: TestDatabase,
 }
 
 impl Stopped {
@@ -134,7 +146,7 @@ impl Stopped {
     /// # Errors
     /// When it cannot start.
     pub async fn start(self) -> Result<TestPlatform> {
-        let database = Database::open(&self.folder.path().join("instavm.db")).await?;
+        let database = self.place.open().await?;
         let (platform, address, server) = serve(&database, &self.node, &self.settings).await?;
         Ok(TestPlatform {
             platform,
@@ -144,7 +156,7 @@ impl Stopped {
             address,
             server,
             settings: self.settings,
-            folder: self.folder,
+            place: self.place,
         })
     }
 }

@@ -175,11 +175,14 @@ pub(crate) async fn set_used(
     used: &[(i64, Moment)],
 ) -> Result<(), StoreError> {
     let mut transaction = database.begin().await?;
+    // In one order, so that two such transactions wait for each other and never in a circle.
+    let mut used = used.to_vec();
+    used.sort_by_key(|(id, _)| *id);
     for (id, moment) in used {
         transaction
             .execute(
                 "UPDATE api_keys SET last_used_at = $2 WHERE id = $1",
-                vec![(*id).into(), moment.0.into()],
+                vec![id.into(), moment.0.into()],
             )
             .await?;
     }

@@ -11,6 +11,8 @@ pub(crate) async fn insert_or_find(
     line: Line,
 ) -> Result<SshKey, StoreError> {
     let mut transaction = database.begin().await?;
+    // First of all: of two callers with the same key, the second looks after the first has written.
+    let id = transaction.next("ssh_key").await?;
     let found = transaction
         .fetch_optional(
             "SELECT id, key_type, public_key, fingerprint, comment, created_at FROM ssh_keys \
@@ -22,7 +24,7 @@ pub(crate) async fn insert_or_find(
         return read(&row);
     }
     let key = SshKey {
-        id: transaction.next("ssh_key").await?,
+        id,
         line,
         created_at: Moment::now(),
     };

@@ -2,4 +2,4 @@
 
 pub(crate) mod routes;
 pub(crate) mod rows;
-pub(crate) mod service;
+pub mod service;

@@ -2,13 +2,17 @@ use anyhow::Result;
 use instavm_control::user::service::{
     AccountError, bootstrap, create_account, disable_account, list_accounts,
 };
-use instavm_store::Database;
-use instavm_testkit::TestPlatform;
+use instavm_testkit::{DatabaseKind, TestDatabase, TestPlatform, on_each_database};
 use std::time::Duration;
 
-#[tokio::test]
-async fn the_key_tells_who_one_is() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+on_each_database!(
+    the_key_tells_who_one_is,
+    accounts_need_nothing_but_the_database,
+    changes_by_another_process_count,
+);
+
+async fn the_key_tells_who_one_is(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let me = platform.client().get("/v1/users/me").await?.json();
     assert_eq!(me["email"], "admin@localhost");
     assert_eq!(me["is_verified"], true);
@@ -16,10 +20,9 @@ async fn the_key_tells_who_one_is() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn accounts_need_nothing_but_the_database() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let database = Database::open(&folder.path().join("db")).await?;
+async fn accounts_need_nothing_but_the_database(kind: DatabaseKind) -> Result<()> {
+    let place = TestDatabase::new(kind)?;
+    let database = place.open().await?;
     let first = bootstrap(&database, Some("chosen-key-1")).await?;
     assert_eq!(
         first.map(|first| first.api_key).as_deref(),
@@ -53,9 +56,8 @@ async fn accounts_need_nothing_but_the_database() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn changes_by_another_process_count() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn changes_by_another_process_count(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     // A new account works at once: its key is looked up when it is first used.
     let stranger = platform.stranger("other@example.com").await?;
     assert_eq!(stranger.get("/v1/users/me").await?.status, 200);
@@ -63,9 +65,12 @@ async fn changes_by_another_process_count() -> Result<()> {
     platform.platform.reload_accounts().await?;
     assert_eq!(stranger.get("/v1/users/me").await?.status, 401);
 
-    let third = platform.stranger("third@example.com").await?;
+    // Without a word to the platform, by connections of another process.
+    let elsewhere = platform.place().open().await?;
+    let made = create_account(&elsewhere, "third@example.com").await?;
+    let third = platform.client_with(Some(&made.api_key));
     assert_eq!(third.get("/v1/users/me").await?.status, 200);
-    disable_account(&platform.database, "third@example.com").await?;
+    disable_account(&elsewhere, "third@example.com").await?;
     let noticed = async {
         while third.get("/v1/users/me").await?.status != 401 {}
         anyhow::Ok(())

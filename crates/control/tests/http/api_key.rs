@@ -1,12 +1,16 @@
 use crate::text;
 use anyhow::Result;
 use axum::http::Method;
-use instavm_testkit::TestPlatform;
+use instavm_testkit::{DatabaseKind, TestPlatform, on_each_database};
 use serde_json::json;
 
-#[tokio::test]
-async fn keys_are_made_changed_and_deleted_under_both_paths() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+on_each_database!(
+    keys_are_made_changed_and_deleted_under_both_paths,
+    wrong_requests_are_refused,
+);
+
+async fn keys_are_made_changed_and_deleted_under_both_paths(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     for path in ["/v1/api-keys/", "/v1/api-keys"] {
         let made = client
@@ -63,9 +67,8 @@ async fn keys_are_made_changed_and_deleted_under_both_paths() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn wrong_requests_are_refused() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn wrong_requests_are_refused(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     let answer = client
         .post("/v1/api-keys/", &json!({"description": 5}))

@@ -1,12 +1,23 @@
 use crate::{eventually, execute, session_of, text, vm_of};
 use anyhow::Result;
 use instavm_node_api::Ending;
-use instavm_testkit::TestPlatform;
+use instavm_testkit::{DatabaseKind, TestPlatform, on_each_database};
 use serde_json::{Value, json};
 
-#[tokio::test]
-async fn code_keeps_its_state_and_its_failure_is_no_http_failure() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+on_each_database!(
+    code_keeps_its_state_and_its_failure_is_no_http_failure,
+    bytes_that_are_no_text_are_there_exactly,
+    the_time_limit_answers_with_what_there_is,
+    a_lost_interpreter_is_told,
+    code_that_ends_its_vm_gets_a_conflict_and_the_next_a_new_vm,
+    wrong_requests_are_refused_by_name,
+    a_task_is_on_record_at_once_and_completes,
+    a_task_that_cannot_start_or_loses_its_vm_completes_with_the_reason,
+    many_at_once_do_not_mix,
+);
+
+async fn code_keeps_its_state_and_its_failure_is_no_http_failure(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     let id = session_of(&client, &platform.key).await?;
     let set = execute(&client, &id, "set x 42").await?.json();
@@ -37,9 +48,8 @@ async fn code_keeps_its_state_and_its_failure_is_no_http_failure() -> Result<()>
     Ok(())
 }
 
-#[tokio::test]
-async fn bytes_that_are_no_text_are_there_exactly() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn bytes_that_are_no_text_are_there_exactly(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     let id = session_of(&client, &platform.key).await?;
     let run = execute(&client, &id, "bytes 61 ff 00").await?.json();
@@ -51,9 +61,8 @@ async fn bytes_that_are_no_text_are_there_exactly() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn the_time_limit_answers_with_what_there_is() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn the_time_limit_answers_with_what_there_is(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     let id = session_of(&client, &platform.key).await?;
     let body =
@@ -68,9 +77,8 @@ async fn the_time_limit_answers_with_what_there_is() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn a_lost_interpreter_is_told() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn a_lost_interpreter_is_told(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     let id = session_of(&client, &platform.key).await?;
     execute(&client, &id, "set x 1").await?;
@@ -81,9 +89,10 @@ async fn a_lost_interpreter_is_told() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn code_that_ends_its_vm_gets_a_conflict_and_the_next_a_new_vm() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn code_that_ends_its_vm_gets_a_conflict_and_the_next_a_new_vm(
+    kind: DatabaseKind,
+) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     let id = session_of(&client, &platform.key).await?;
     let answer = execute(&client, &id, "die").await?;
@@ -152,9 +161,8 @@ fn wrong_requests(id: &str) -> Vec<(Value, u16, &'static str)> {
     ]
 }
 
-#[tokio::test]
-async fn wrong_requests_are_refused_by_name() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn wrong_requests_are_refused_by_name(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     let id = session_of(&client, &platform.key).await?;
     let cases = wrong_requests(&id);
@@ -184,9 +192,8 @@ async fn start(client: &instavm_testkit::Client, session: &str, code: &str) -> R
     Ok(answer.json())
 }
 
-#[tokio::test]
-async fn a_task_is_on_record_at_once_and_completes() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn a_task_is_on_record_at_once_and_completes(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     let id = session_of(&client, &platform.key).await?;
     let started = start(&client, &id, "echo out\nerr bad\ngate door\nexit 3").await?;
@@ -213,9 +220,10 @@ async fn a_task_is_on_record_at_once_and_completes() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn a_task_that_cannot_start_or_loses_its_vm_completes_with_the_reason() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn a_task_that_cannot_start_or_loses_its_vm_completes_with_the_reason(
+    kind: DatabaseKind,
+) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     let id = session_of(&client, &platform.key).await?;
     let refused = start(&client, &id, "refuse").await?;
@@ -237,9 +245,8 @@ async fn a_task_that_cannot_start_or_loses_its_vm_completes_with_the_reason() ->
     Ok(())
 }
 
-#[tokio::test]
-async fn many_at_once_do_not_mix() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn many_at_once_do_not_mix(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     let id = session_of(&client, &platform.key).await?;
     let codes: Vec<_> = (0..200).map(|number| format!("echo {number}")).collect();

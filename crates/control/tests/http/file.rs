@@ -6,12 +6,21 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use instavm_control::Settings;
 use instavm_node_api::Ending;
-use instavm_testkit::TestPlatform;
+use instavm_testkit::{DatabaseKind, TestPlatform, on_each_database};
 use serde_json::json;
 
-#[tokio::test]
-async fn files_go_up_and_come_down_as_they_are() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+on_each_database!(
+    files_go_up_and_come_down_as_they_are,
+    an_empty_file_comes_down_as_a_line_feed,
+    wrong_downloads_are_refused_clearly,
+    wrong_uploads_are_refused_clearly,
+    an_upload_over_the_limit_leaves_the_old_content,
+    a_sender_that_breaks_off_leaves_the_old_content,
+    archives_are_unpacked_only_when_asked,
+);
+
+async fn files_go_up_and_come_down_as_they_are(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     let id = session_of(&client, &platform.key).await?;
     let vm = vm_of(&client, &id).await?;
@@ -43,9 +52,8 @@ async fn files_go_up_and_come_down_as_they_are() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn an_empty_file_comes_down_as_a_line_feed() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn an_empty_file_comes_down_as_a_line_feed(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     let id = session_of(&client, &platform.key).await?;
     assert_eq!(
@@ -60,9 +68,8 @@ async fn an_empty_file_comes_down_as_a_line_feed() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn wrong_downloads_are_refused_clearly() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn wrong_downloads_are_refused_clearly(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     let id = session_of(&client, &platform.key).await?;
     client.upload(&id, "/app/folder/file", false, b"x").await?;
@@ -104,9 +111,8 @@ async fn wrong_downloads_are_refused_clearly() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn wrong_uploads_are_refused_clearly() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn wrong_uploads_are_refused_clearly(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     let id = session_of(&client, &platform.key).await?;
     assert_eq!(client.upload("none", "x", false, b"x").await?.status, 404);
@@ -169,13 +175,12 @@ async fn wrong_uploads_are_refused_clearly() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn an_upload_over_the_limit_leaves_the_old_content() -> Result<()> {
+async fn an_upload_over_the_limit_leaves_the_old_content(kind: DatabaseKind) -> Result<()> {
     let settings = Settings {
         upload_limit: 100_000,
         ..Settings::default()
     };
-    let platform = TestPlatform::with(settings).await?;
+    let platform = TestPlatform::with(kind, settings).await?;
     let client = platform.client();
     let id = session_of(&client, &platform.key).await?;
     let vm = vm_of(&client, &id).await?;
@@ -194,9 +199,8 @@ async fn an_upload_over_the_limit_leaves_the_old_content() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn a_sender_that_breaks_off_leaves_the_old_content() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn a_sender_that_breaks_off_leaves_the_old_content(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     let id = session_of(&client, &platform.key).await?;
     let vm = vm_of(&client, &id).await?;
@@ -225,9 +229,8 @@ async fn a_sender_that_breaks_off_leaves_the_old_content() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn archives_are_unpacked_only_when_asked() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn archives_are_unpacked_only_when_asked(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     let id = session_of(&client, &platform.key).await?;
     let vm = vm_of(&client, &id).await?;

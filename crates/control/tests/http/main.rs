@@ -6,6 +6,7 @@ mod api_key;
 mod execution;
 mod file;
 mod openapi;
+mod outage;
 mod protocol;
 mod restart;
 mod session;

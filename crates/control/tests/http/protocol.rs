@@ -2,12 +2,21 @@ use crate::session_of;
 use anyhow::Result;
 use axum::http::{Method, Request};
 use instavm_control::Settings;
-use instavm_testkit::TestPlatform;
+use instavm_testkit::{DatabaseKind, TestPlatform, on_each_database};
 use serde_json::json;
 
-#[tokio::test]
-async fn paths_are_taken_as_they_are_and_never_redirected() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+on_each_database!(
+    paths_are_taken_as_they_are_and_never_redirected,
+    wrong_methods_are_405_with_the_right_ones,
+    malformed_bodies_are_400,
+    big_commands_work_and_bigger_ones_name_the_limit,
+    limits_are_the_operators,
+    keys_are_refused_whatever_they_look_like,
+    operators_see_health_figures_and_documents,
+);
+
+async fn paths_are_taken_as_they_are_and_never_redirected(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     for path in ["//v1/users/me", "///v1/users/me"] {
         assert_eq!(client.get(path).await?.status, 200, "{path}");
@@ -36,9 +45,8 @@ async fn paths_are_taken_as_they_are_and_never_redirected() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn wrong_methods_are_405_with_the_right_ones() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn wrong_methods_are_405_with_the_right_ones(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     for (method, path, allowed) in [
         (Method::GET, "/execute", "POST"),
@@ -61,9 +69,8 @@ async fn wrong_methods_are_405_with_the_right_ones() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn malformed_bodies_are_400() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn malformed_bodies_are_400(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     let deep = "[".repeat(100_000);
     for body in [
@@ -102,9 +109,8 @@ async fn malformed_bodies_are_400() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn big_commands_work_and_bigger_ones_name_the_limit() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn big_commands_work_and_bigger_ones_name_the_limit(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     let id = session_of(&client, &platform.key).await?;
     let text = "x".repeat(10 << 20);
@@ -137,14 +143,13 @@ async fn big_commands_work_and_bigger_ones_name_the_limit() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn limits_are_the_operators() -> Result<()> {
+async fn limits_are_the_operators(kind: DatabaseKind) -> Result<()> {
     let settings = Settings {
         body_limit: 200,
         memory_range_mb: 128..=16_384,
         ..Settings::default()
     };
-    let platform = TestPlatform::with(settings).await?;
+    let platform = TestPlatform::with(kind, settings).await?;
     let client = platform.client();
     let answer = client
         .post("/v1/vms", &json!({"memory_mb": 16_384}))
@@ -158,9 +163,8 @@ async fn limits_are_the_operators() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn keys_are_refused_whatever_they_look_like() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn keys_are_refused_whatever_they_look_like(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     for key in ["", "x", "instavm_sk_", &"k".repeat(5_000)] {
         let answer = platform.client_with(Some(key)).get("/v1/users/me").await?;
         assert_eq!(answer.status, 401, "{key:.20}");
@@ -177,9 +181,8 @@ async fn keys_are_refused_whatever_they_look_like() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn operators_see_health_figures_and_documents() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn operators_see_health_figures_and_documents(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     let anonymous = platform.client_with(None);
     assert_eq!(anonymous.get("/healthz").await?.json()["status"], "ok");

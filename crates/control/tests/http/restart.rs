@@ -1,11 +1,18 @@
 use crate::{eventually, execute, session_of, text, vm_of};
 use anyhow::Result;
-use instavm_testkit::TestPlatform;
+use instavm_testkit::{DatabaseKind, TestPlatform, on_each_database};
 use serde_json::json;
 
-#[tokio::test]
-async fn living_sessions_go_on_as_they_were() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+on_each_database!(
+    living_sessions_go_on_as_they_were,
+    tasks_are_taken_up_again,
+    records_and_node_are_brought_in_line,
+    what_was_being_made_or_killed_is_settled,
+    keys_and_their_last_use_remain,
+);
+
+async fn living_sessions_go_on_as_they_were(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let key = platform.key.clone();
     let client = platform.client();
     let session = session_of(&client, &key).await?;
@@ -36,9 +43,8 @@ async fn living_sessions_go_on_as_they_were() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn tasks_are_taken_up_again() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn tasks_are_taken_up_again(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     let session = session_of(&client, &platform.key).await?;
     let mut tasks = Vec::new();
@@ -74,9 +80,8 @@ async fn tasks_are_taken_up_again() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn records_and_node_are_brought_in_line() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn records_and_node_are_brought_in_line(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     let (gone, stays) = (
         session_of(&client, &platform.key).await?,
@@ -117,9 +122,8 @@ async fn records_and_node_are_brought_in_line() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn what_was_being_made_or_killed_is_settled() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn what_was_being_made_or_killed_is_settled(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     let session = session_of(&client, &platform.key).await?;
     let vm = vm_of(&client, &session).await?;
@@ -157,9 +161,8 @@ async fn what_was_being_made_or_killed_is_settled() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn keys_and_their_last_use_remain() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn keys_and_their_last_use_remain(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     platform.client().get("/v1/users/me").await?;
     let platform = platform.restart().await?;
     let rows = platform

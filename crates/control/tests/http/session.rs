@@ -2,12 +2,27 @@ use crate::{eventually, execute, session_of, text, vm_of};
 use anyhow::Result;
 use instavm_control::Settings;
 use instavm_node_api::Ending;
-use instavm_testkit::TestPlatform;
+use instavm_testkit::{DatabaseKind, TestPlatform, on_each_database};
 use serde_json::json;
 
-#[tokio::test]
-async fn a_session_starts_with_a_living_vm_and_is_shown_everywhere() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+on_each_database!(
+    a_session_starts_with_a_living_vm_and_is_shown_everywhere,
+    a_session_starts_with_the_key_in_the_header_and_with_nulls,
+    wrong_fields_are_refused_by_name_and_nothing_is_made,
+    kill_ends_the_vm_for_good_and_may_be_repeated,
+    an_expired_session_gets_one_new_vm_for_all_who_ask,
+    code_sent_before_word_of_the_vms_end_arrived_runs_in_a_new_one,
+    usage_and_app_url_say_what_there_is,
+    sandboxes_are_found_by_their_metadata,
+    a_full_node_and_a_full_account_are_told_apart,
+    a_client_that_hangs_up_leaves_a_session_that_is_on_record,
+    kill_during_the_making_of_the_vm_wins,
+);
+
+async fn a_session_starts_with_a_living_vm_and_is_shown_everywhere(
+    kind: DatabaseKind,
+) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     let anonymous = platform.client_with(None);
     let answer = anonymous
@@ -45,9 +60,10 @@ async fn a_session_starts_with_a_living_vm_and_is_shown_everywhere() -> Result<(
     Ok(())
 }
 
-#[tokio::test]
-async fn a_session_starts_with_the_key_in_the_header_and_with_nulls() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn a_session_starts_with_the_key_in_the_header_and_with_nulls(
+    kind: DatabaseKind,
+) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let answer = platform
         .client()
         .post(
@@ -60,9 +76,8 @@ async fn a_session_starts_with_the_key_in_the_header_and_with_nulls() -> Result<
     Ok(())
 }
 
-#[tokio::test]
-async fn wrong_fields_are_refused_by_name_and_nothing_is_made() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn wrong_fields_are_refused_by_name_and_nothing_is_made(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let anonymous = platform.client_with(None);
     let cases = [
         (json!({"vm_lifetime_seconds": 19}), "vm_lifetime_seconds"),
@@ -107,9 +122,8 @@ async fn wrong_fields_are_refused_by_name_and_nothing_is_made() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn kill_ends_the_vm_for_good_and_may_be_repeated() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn kill_ends_the_vm_for_good_and_may_be_repeated(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     let id = session_of(&client, &platform.key).await?;
     let vm = vm_of(&client, &id).await?;
@@ -145,9 +159,8 @@ async fn kill_ends_the_vm_for_good_and_may_be_repeated() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn an_expired_session_gets_one_new_vm_for_all_who_ask() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn an_expired_session_gets_one_new_vm_for_all_who_ask(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     let answer = client
         .post(
@@ -177,9 +190,10 @@ async fn an_expired_session_gets_one_new_vm_for_all_who_ask() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn code_sent_before_word_of_the_vms_end_arrived_runs_in_a_new_one() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn code_sent_before_word_of_the_vms_end_arrived_runs_in_a_new_one(
+    kind: DatabaseKind,
+) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     let id = session_of(&client, &platform.key).await?;
     platform.node.end_silently(&vm_of(&client, &id).await?);
@@ -188,9 +202,8 @@ async fn code_sent_before_word_of_the_vms_end_arrived_runs_in_a_new_one() -> Res
     Ok(())
 }
 
-#[tokio::test]
-async fn usage_and_app_url_say_what_there_is() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn usage_and_app_url_say_what_there_is(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     let id = session_of(&client, &platform.key).await?;
     let usage = client
@@ -217,9 +230,8 @@ async fn usage_and_app_url_say_what_there_is() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn sandboxes_are_found_by_their_metadata() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn sandboxes_are_found_by_their_metadata(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     let mut ids = Vec::new();
     for team in ["a", "b", "a"] {
@@ -272,13 +284,12 @@ async fn sandboxes_are_found_by_their_metadata() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn a_full_node_and_a_full_account_are_told_apart() -> Result<()> {
+async fn a_full_node_and_a_full_account_are_told_apart(kind: DatabaseKind) -> Result<()> {
     let settings = Settings {
         vms_per_account: 1,
         ..Settings::default()
     };
-    let platform = TestPlatform::with(settings).await?;
+    let platform = TestPlatform::with(kind, settings).await?;
     let client = platform.client();
     let id = session_of(&client, &platform.key).await?;
     let answer = client.post("/v1/sessions/session", &json!({})).await?;
@@ -305,9 +316,10 @@ async fn a_full_node_and_a_full_account_are_told_apart() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn a_client_that_hangs_up_leaves_a_session_that_is_on_record() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn a_client_that_hangs_up_leaves_a_session_that_is_on_record(
+    kind: DatabaseKind,
+) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     platform.node.hold_creations(Some("making"));
     let body = json!({});
@@ -325,9 +337,8 @@ async fn a_client_that_hangs_up_leaves_a_session_that_is_on_record() -> Result<(
     Ok(())
 }
 
-#[tokio::test]
-async fn kill_during_the_making_of_the_vm_wins() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn kill_during_the_making_of_the_vm_wins(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     platform.node.hold_creations(Some("making"));
     let made = client

@@ -1,14 +1,18 @@
 use anyhow::Result;
-use instavm_testkit::TestPlatform;
+use instavm_testkit::{DatabaseKind, TestPlatform, on_each_database};
 use serde_json::json;
+
+on_each_database!(
+    keys_are_added_once_listed_and_deleted,
+    what_is_no_key_is_refused,
+);
 
 /// A key with the bytes 0 to 31, and what `ssh-keygen -l` says of it.
 const KEY: &str =
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f me@host";
 
-#[tokio::test]
-async fn keys_are_added_once_listed_and_deleted() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn keys_are_added_once_listed_and_deleted(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     let added = client
         .post("/v1/ssh-keys", &json!({"public_key": format!("{KEY}\n")}))
@@ -43,9 +47,8 @@ async fn keys_are_added_once_listed_and_deleted() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn what_is_no_key_is_refused() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn what_is_no_key_is_refused(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     for wrong in [json!(""), json!("ssh-ed25519 AAAA"), json!(7), json!(null)] {
         let answer = client

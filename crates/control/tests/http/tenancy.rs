@@ -4,7 +4,7 @@ use crate::{session_of, text, vm_of};
 use anyhow::{Context, Result};
 use axum::body::Body;
 use axum::http::{Method, Request};
-use instavm_testkit::{Client, TestPlatform};
+use instavm_testkit::{Client, DatabaseKind, TestPlatform, on_each_database};
 use serde_json::{Value, json};
 
 /// Routes that need no key, because they tell nothing of anybody.
@@ -19,6 +19,12 @@ enum Stranger {
     OwnThings,
 }
 use Stranger::{NotFound, OwnThings};
+
+on_each_database!(
+    every_documented_route_has_a_case,
+    without_a_valid_key_every_route_answers_401,
+    another_account_sees_and_changes_nothing,
+);
 
 struct Case {
     method: &'static str,
@@ -200,9 +206,8 @@ async fn send(client: &Client, case: &Case) -> Result<instavm_testkit::Answer> {
     client.send(request).await
 }
 
-#[tokio::test]
-async fn every_documented_route_has_a_case() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn every_documented_route_has_a_case(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let things = things(&platform).await?;
     let cases = cases(&things);
     let document = platform
@@ -239,9 +244,8 @@ async fn every_documented_route_has_a_case() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn without_a_valid_key_every_route_answers_401() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn without_a_valid_key_every_route_answers_401(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let things = things(&platform).await?;
     for client in [
         platform.client_with(None),
@@ -257,9 +261,8 @@ async fn without_a_valid_key_every_route_answers_401() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn another_account_sees_and_changes_nothing() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn another_account_sees_and_changes_nothing(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let things = things(&platform).await?;
     let stranger = platform.stranger("stranger@example.com").await?;
     for case in cases(&things) {

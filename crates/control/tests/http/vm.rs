@@ -3,17 +3,25 @@ use anyhow::Result;
 use axum::http::Method;
 use instavm_control::Settings;
 use instavm_node_api::Ending;
-use instavm_testkit::TestPlatform;
+use instavm_testkit::{DatabaseKind, TestPlatform, on_each_database};
 use serde_json::json;
 use std::time::Duration;
 
-#[tokio::test]
-async fn a_vm_is_made_with_its_session_listed_and_ended() -> Result<()> {
+on_each_database!(
+    a_vm_is_made_with_its_session_listed_and_ended,
+    without_waiting_the_answer_comes_at_once,
+    a_vm_that_takes_too_long_is_a_504_and_goes_on,
+    what_is_not_enforced_is_not_accepted,
+    a_session_keeps_its_living_vm_and_gets_a_new_one_after_its_end,
+    the_end_of_a_vm_is_on_record,
+);
+
+async fn a_vm_is_made_with_its_session_listed_and_ended(kind: DatabaseKind) -> Result<()> {
     let settings = Settings {
         ssh_gateway: Some("ssh.example.com".to_owned()),
         ..Settings::default()
     };
-    let platform = TestPlatform::with(settings).await?;
+    let platform = TestPlatform::with(kind, settings).await?;
     let client = platform.client();
     let body = json!({"memory_mb": 256, "metadata": {"a": 1}, "env": {"A": "x"}, "some_unknown_key": {"b": 1},
                       "snapshot_on_terminate": false, "volumes": [], "vault_ids": [], "image_variant": "standard",
@@ -58,9 +66,8 @@ async fn a_vm_is_made_with_its_session_listed_and_ended() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn without_waiting_the_answer_comes_at_once() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn without_waiting_the_answer_comes_at_once(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     platform.node.hold_creations(Some("making"));
     let vm = client.post("/v1/vms?wait=false", &json!({})).await?.json();
@@ -77,13 +84,12 @@ async fn without_waiting_the_answer_comes_at_once() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn a_vm_that_takes_too_long_is_a_504_and_goes_on() -> Result<()> {
+async fn a_vm_that_takes_too_long_is_a_504_and_goes_on(kind: DatabaseKind) -> Result<()> {
     let settings = Settings {
         provision_wait: Duration::from_millis(20),
         ..Settings::default()
     };
-    let platform = TestPlatform::with(settings).await?;
+    let platform = TestPlatform::with(kind, settings).await?;
     let client = platform.client();
     platform.node.hold_creations(Some("making"));
     let answer = client.post("/v1/vms", &json!({})).await?;
@@ -94,9 +100,8 @@ async fn a_vm_that_takes_too_long_is_a_504_and_goes_on() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn what_is_not_enforced_is_not_accepted() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn what_is_not_enforced_is_not_accepted(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     let cases = [
         ("snapshot_id", json!("snap")),
@@ -132,9 +137,10 @@ async fn what_is_not_enforced_is_not_accepted() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn a_session_keeps_its_living_vm_and_gets_a_new_one_after_its_end() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn a_session_keeps_its_living_vm_and_gets_a_new_one_after_its_end(
+    kind: DatabaseKind,
+) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     let session = session_of(&client, &platform.key).await?;
     let first = vm_of(&client, &session).await?;
@@ -165,9 +171,8 @@ async fn a_session_keeps_its_living_vm_and_gets_a_new_one_after_its_end() -> Res
     Ok(())
 }
 
-#[tokio::test]
-async fn the_end_of_a_vm_is_on_record() -> Result<()> {
-    let platform = TestPlatform::start().await?;
+async fn the_end_of_a_vm_is_on_record(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     for (ending, word) in [(Ending::Expired, "expired"), (Ending::Crashed, "crashed")] {
         let vm = client.post("/v1/vms", &json!({})).await?.json();

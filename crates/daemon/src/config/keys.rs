@@ -3,7 +3,7 @@
 use crate::config::Fault;
 use crate::config::source::Given;
 use crate::config::value::{
-    DriverChoice, ImageSource, KeyValue, ListenAddress, LogFilter, LogFormat, VmRange,
+    DatabaseUrl, DriverChoice, ImageSource, KeyValue, ListenAddress, LogFilter, LogFormat, VmRange,
 };
 use ipnet::IpNet;
 use std::net::SocketAddr;
@@ -75,6 +75,8 @@ keys! {
         "The address that the API listens on; port 0 takes a free one. Flag: --listen.";
     data_dir: PathBuf, "data_dir", Some("/var/lib/instavm"),
         "Where everything of this instance is kept. Flag: --data-dir.";
+    database_url: DatabaseUrl, "database.url", Some(""),
+        "The PostgreSQL database that keeps the records: postgres://USER:PASSWORD@HOST/DATABASE?sslmode=require; empty: SQLite in data_dir.";
     log_level: LogFilter, "log.level", Some("info"),
         "What is logged: error, warn, info, debug, trace, or per target as in `info,instavm_node=debug`.";
     log_format: LogFormat, "log.format", Some("text"),

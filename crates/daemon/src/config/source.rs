@@ -113,7 +113,16 @@ pub(super) fn read_file(named: Option<&Path>, given: &mut Given, faults: &mut Ve
     };
     match text.parse::<toml::Table>() {
         Ok(table) => flatten("", table, &place, given, faults),
-        Err(error) => faults.push(Fault::new(place, error.to_string().trim_end())),
+        Err(error) => {
+            // Without the line itself, which may hold a password.
+            let at = error.span().map_or(0, |span| span.start);
+            let before = text.get(..at).unwrap_or(&text);
+            let line = before.matches('\n').count() + 1;
+            faults.push(Fault::new(
+                place,
+                format!("line {line}: {}", error.message()),
+            ));
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The types of configuration values, and how each is read from text and from TOML.
 
+use instavm_store::PostgresUrl;
 use ipnet::{IpNet, Ipv4Net};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -137,6 +138,7 @@ macro_rules! word_keys {
 word_keys!(
     String,
     PathBuf,
+    DatabaseUrl,
     ListenAddress,
     LogFilter,
     LogFormat,
@@ -256,6 +258,26 @@ impl Word for ListenAddress {
                     "\"{text}\" is not an address and port such as 127.0.0.1:8080 or [::1]:8080"
                 )
             })
+    }
+}
+
+/// The PostgreSQL database that keeps the records; `None`: SQLite in the data directory. Shown without its password.
+#[derive(Clone, Debug)]
+pub struct DatabaseUrl(pub Option<PostgresUrl>);
+
+impl Word for DatabaseUrl {
+    const SHAPE: &'static str = "postgres URL";
+    const LIST_SHAPE: &'static str = "list of postgres URLs";
+
+    fn parse_word(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        if text.is_empty() {
+            return Ok(Self(None));
+        }
+        // The fault says nothing of the text: there is a password in it.
+        text.parse()
+            .map(|url| Self(Some(url)))
+            .map_err(|fault: instavm_store::UrlFault| fault.to_string())
     }
 }
 

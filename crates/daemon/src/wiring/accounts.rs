@@ -1,6 +1,6 @@
 //! Accounts and their keys, by the platform's own functions on the database.
 
-use super::open_database;
+use super::database;
 use crate::commands::account::{AccountLine, NewAccount};
 use crate::config::{Config, Secrets};
 use crate::rooms::RoomError;
@@ -62,7 +62,7 @@ fn write_key(data_dir: &Path, key: &str) -> io::Result<()> {
 
 /// Makes an account and its key.
 pub(crate) async fn create_account(config: &Config, email: &str) -> Result<NewAccount, RoomError> {
-    let database = open_database(config).await?;
+    let database = database::open(config).await?;
     let made = service::create_account(&database, email).await;
     database.close().await;
     let made = made?;
@@ -75,7 +75,7 @@ pub(crate) async fn create_account(config: &Config, email: &str) -> Result<NewAc
 
 /// All accounts.
 pub(crate) async fn list_accounts(config: &Config) -> Result<Vec<AccountLine>, RoomError> {
-    let database = open_database(config).await?;
+    let database = database::open(config).await?;
     let accounts = service::list_accounts(&database).await;
     database.close().await;
     Ok(accounts?
@@ -91,7 +91,7 @@ pub(crate) async fn list_accounts(config: &Config) -> Result<Vec<AccountLine>, R
 
 /// Disables the account of this e-mail address or id.
 pub(crate) async fn disable_account(config: &Config, account: &str) -> Result<(), RoomError> {
-    let database = open_database(config).await?;
+    let database = database::open(config).await?;
     let disabled = disable(&database, account).await;
     database.close().await;
     disabled
