@@ -1,9 +1,9 @@
 """Executions: state, languages, output, time limits, background tasks."""
 
-from pathlib import Path
 import base64
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import requests

@@ -31,8 +31,10 @@ use tokio_util::task::TaskTracker;
 const CREATES: usize = 4;
 /// Machines that are removed at once, behind.
 const BURIALS: usize = 2;
-/// The memory that the output of all executions together may take, in bytes.
-const OUTPUT_BUDGET: u64 = 2 << 30;
+/// The share of the host's memory that the output of all executions together may take.
+const OUTPUT_SHARE: u64 = 8;
+/// Where the host does not tell how much memory it has, in bytes.
+const OUTPUT_BUDGET: u64 = 256 << 20;
 /// How many ends of VMs a listener may fall behind.
 const ENDINGS: usize = 4096;
 /// The share of the host's memory that must be left for a further VM.
@@ -122,7 +124,7 @@ impl LocalNode {
         let (disks, root) = open_disks(config.clone(), progress).await?;
         let network = Network::open(network_config(&config, instance)?, &tracker, &stop).await?;
         let executions = Executions {
-            budget: Arc::new(Budget::new(OUTPUT_BUDGET)),
+            budget: Arc::new(Budget::new(output_budget())),
             output_limit: config.output_bytes,
         };
         let pool = Pool::new(config.pool_size);
@@ -418,6 +420,11 @@ impl Inner {
         }
         lines
     }
+}
+
+/// The memory that the output of all executions together may take, in bytes.
+fn output_budget() -> u64 {
+    host_memory().map_or(OUTPUT_BUDGET, |(_, total)| (total << 10) / OUTPUT_SHARE)
 }
 
 /// Memory that is available, and all of it, in KiB.
