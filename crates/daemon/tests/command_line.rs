@@ -273,3 +273,28 @@ fn a_wrong_command_line_is_a_usage_error() {
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("--nonsense"));
 }
+
+#[test]
+fn a_database_that_cannot_be_reached_is_named_without_its_password() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = no_configuration(dir.path());
+    let data = dir.path().join("data");
+    let arguments = ["account", "list", "--config", &config, "--data-dir"];
+    let arguments: Vec<&str> = arguments.into_iter().chain([text(&data)]).collect();
+    std::fs::create_dir(&data).unwrap();
+    let url = format!(
+        "postgres:///records?host={}&password=geheim",
+        text(dir.path())
+    );
+    let output = instavmd(&arguments)
+        .env("INSTAVM_DATABASE_URL", url)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let shown = stderr(&output);
+    assert!(
+        shown.contains("connecting to the PostgreSQL database records at "),
+        "{shown}"
+    );
+    assert!(!shown.contains("geheim"), "{shown}");
+}

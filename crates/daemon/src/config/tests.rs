@@ -139,6 +139,42 @@ fn the_bootstrap_key_is_taken_and_never_shown() {
 }
 
 #[test]
+fn the_databases_url_is_taken_apart_and_its_password_never_shown() {
+    let (_file, overrides) = file("database.url = 'postgres://karl:geheim@db.example/instavm'");
+    let (config, _) = load_from(&overrides, None, environment(&[])).unwrap();
+    let shown = format!("{config:?}");
+    assert!(shown.contains("instavm at db.example:5432"), "{shown}");
+    assert!(!shown.contains("geheim"));
+
+    let (_empty, overrides) = file("");
+    let (config, _) = load_from(&overrides, None, environment(&[])).unwrap();
+    assert!(config.database_url.0.is_none());
+    for wrong in [
+        "geheim",
+        "mysql://karl:geheim@h/d",
+        "postgres://karl:geheim@h",
+        "postgres://karl:ge/heim@h/d",
+        "postgres://karl:geheim@h/d?sslmode=maybe",
+    ] {
+        let env = environment(&[("INSTAVM_DATABASE_URL", wrong)]);
+        let found = texts(&load_from(&overrides, None, env).unwrap_err());
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].starts_with("INSTAVM_DATABASE_URL: "), "{found:?}");
+        assert!(!found[0].contains("heim"), "{found:?}");
+    }
+}
+
+#[test]
+fn a_file_that_is_no_toml_is_not_quoted() {
+    let (_file, overrides) =
+        file("listen = '127.0.0.1:1'\n[database]\nurl = \"postgres://karl:geheim@h/d\n");
+    let found = texts(&load_from(&overrides, None, environment(&[])).unwrap_err());
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].contains(": line 3: "), "{found:?}");
+    assert!(!found[0].contains("geheim"), "{found:?}");
+}
+
+#[test]
 fn a_named_file_must_be_there() {
     let overrides = Overrides {
         config: Some(PathBuf::from("/nonexistent/instavm.toml")),

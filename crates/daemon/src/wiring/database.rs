@@ -277,3 +277,6 @@ fn write(
     };
     written().map_err(failed(dir))
 }
+
+#[cfg(test)]
+mod tests;
