@@ -1,5 +1,6 @@
 //! Executions as a node sees them.
 
+use bytes::Bytes;
 use std::time::{Duration, SystemTime};
 
 /// The language of an execution.
@@ -22,15 +23,15 @@ pub struct ExecuteRequest {
     pub timeout: Duration,
 }
 
-/// How an execution ended, and its output.
+/// How an execution ended, and its output. The output counts against the node's memory until it is dropped.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Execution {
     /// What ran it.
     pub language: Language,
     /// Every byte of standard output up to the limit.
-    pub stdout: Vec<u8>,
+    pub stdout: Bytes,
     /// Every byte of standard error up to the limit.
-    pub stderr: Vec<u8>,
+    pub stderr: Bytes,
     /// Exit status; 124 when the deadline ended it, 128 + number when a signal did.
     pub exit_code: i32,
     /// When it started.

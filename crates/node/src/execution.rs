@@ -7,6 +7,7 @@ pub(crate) use output::Budget;
 
 use crate::file::node_error;
 use crate::vm::Vm;
+use bytes::Bytes;
 use deadline::{Schedule, Stage};
 use instavm_agent_api as agent;
 use instavm_agent_api::{Control, Event, Execute, FailureKind, Finished, Request};
@@ -105,7 +106,7 @@ impl Executions {
         schedule: Schedule,
         language: Option<Language>,
     ) -> Result<Execution, NodeError> {
-        let mut output = Output::new(self.budget.clone(), self.output_limit);
+        let mut output = Output::new(&self.budget, self.output_limit);
         let mut clock = Clock {
             started,
             schedule,
@@ -232,14 +233,16 @@ fn language_of(language: agent::Language) -> Language {
     }
 }
 
-fn finish(mut output: Output, finished: &Finished, timed_out: bool) -> Execution {
+fn finish(output: Output, finished: &Finished, timed_out: bool) -> Execution {
     let wall = Duration::from_micros(finished.wall_micros);
     let now = SystemTime::now();
     let timed_out = timed_out && finished.interrupted;
+    let output_limit_reached = output.over;
+    let (stdout, stderr) = output.into_streams();
     Execution {
         language: language_of(finished.language),
-        stdout: std::mem::take(&mut output.stdout),
-        stderr: std::mem::take(&mut output.stderr),
+        stdout,
+        stderr,
         exit_code: if timed_out {
             TIMED_OUT
         } else {
@@ -249,35 +252,40 @@ fn finish(mut output: Output, finished: &Finished, timed_out: bool) -> Execution
         wall,
         cpu: Duration::from_micros(finished.cpu_micros),
         timed_out,
-        output_limit_reached: output.over,
+        output_limit_reached,
         state_lost: finished.state_lost.clone(),
     }
 }
 
 /// The answer when the VM did not end the execution in time.
-fn given_up(mut output: Output, started: Instant, language: Option<Language>) -> Execution {
+fn given_up(output: Output, started: Instant, language: Option<Language>) -> Execution {
     let wall = started.elapsed();
     let now = SystemTime::now();
+    let output_limit_reached = output.over;
+    let (stdout, stderr) = output.into_streams();
+    let language = language.unwrap_or(Language::Python);
+    // The agent kills what we hang up on; what it kills is replaced, and nobody is left to tell but us.
+    let lost = "it did not stop when its time was over, and is being replaced";
+    let state_lost = (language == Language::Python).then(|| lost.to_owned());
     Execution {
-        language: language.unwrap_or(Language::Python),
-        stdout: std::mem::take(&mut output.stdout),
-        stderr: std::mem::take(&mut output.stderr),
+        language,
+        stdout,
+        stderr,
         exit_code: TIMED_OUT,
         started_at: now.checked_sub(wall).unwrap_or(now),
         wall,
         cpu: Duration::ZERO,
         timed_out: true,
-        output_limit_reached: output.over,
-        state_lost: None,
+        output_limit_reached,
+        state_lost,
     }
 }
 
 fn never_started() -> Execution {
     Execution {
         language: Language::Bash,
-        stdout: Vec::new(),
-        stderr: b"this did not start in time: 64 shell executions of this VM are running\n"
-            .to_vec(),
+        stdout: Bytes::new(),
+        stderr: "this did not start in time: 64 shell executions of this VM are running\n".into(),
         exit_code: TIMED_OUT,
         started_at: SystemTime::now(),
         wall: Duration::ZERO,

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 /// The folders that every VM has, beside what its image brings, with their permissions.
 const FOLDERS: &[(&str, u32)] = &[
-    ("app", 0o755),
+    ("app", 0o777),
     ("workspace", 0o777),
     ("dev", 0o755),
     ("proc", 0o555),

@@ -5,6 +5,7 @@
 //! crashes), `lose` (the interpreter is replaced), `unpack` (what the platform's own scripts do: nothing).
 
 use instavm_node_api::{ExecuteRequest, Execution, Language};
+use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -79,8 +80,8 @@ pub(crate) async fn run(surroundings: &Surroundings, request: &ExecuteRequest) -
     let deadline = started + request.timeout;
     let mut execution = Execution {
         language: request.language.unwrap_or(Language::Python),
-        stdout: Vec::new(),
-        stderr: Vec::new(),
+        stdout: Bytes::new(),
+        stderr: Bytes::new(),
         exit_code: 0,
         started_at,
         wall: Duration::ZERO,
@@ -124,35 +125,27 @@ async fn step(surroundings: &Surroundings, line: &str, execution: &mut Execution
             .unwrap_or_else(PoisonError::into_inner)
     };
     match command {
-        "echo" => execution
-            .stdout
-            .extend_from_slice(format!("{rest}\n").as_bytes()),
-        "err" => execution
-            .stderr
-            .extend_from_slice(format!("{rest}\n").as_bytes()),
-        "bytes" => execution.stdout.extend(
-            rest.split(' ')
-                .filter_map(|byte| u8::from_str_radix(byte, 16).ok()),
-        ),
+        "echo" => append(&mut execution.stdout, format!("{rest}\n").as_bytes()),
+        "err" => append(&mut execution.stderr, format!("{rest}\n").as_bytes()),
+        "bytes" => {
+            let bytes = rest.split(' ').filter_map(|byte| u8::from_str_radix(byte, 16).ok());
+            append(&mut execution.stdout, &bytes.collect::<Vec<_>>());
+        }
         "set" => {
             let (name, value) = rest.split_once(' ').unwrap_or((rest, ""));
             lock().insert(name.to_owned(), value.to_owned());
         }
         "get" => match lock().get(rest) {
-            Some(value) => execution
-                .stdout
-                .extend_from_slice(format!("{value}\n").as_bytes()),
+            Some(value) => append(&mut execution.stdout, format!("{value}\n").as_bytes()),
             None => {
                 let text = format!("NameError: name '{rest}' is not defined\n");
-                execution.stderr.extend_from_slice(text.as_bytes());
+                append(&mut execution.stderr, text.as_bytes());
                 return Next::Exit(1);
             }
         },
         "env" => {
             let value = surroundings.env.get(rest).map_or("", String::as_str);
-            execution
-                .stdout
-                .extend_from_slice(format!("{value}\n").as_bytes());
+            append(&mut execution.stdout, format!("{value}\n").as_bytes());
         }
         "sleep" => {
             let seconds = rest.parse().unwrap_or(0.0);
@@ -168,4 +161,8 @@ async fn step(surroundings: &Surroundings, line: &str, execution: &mut Execution
         _ => {}
     }
     Next::Line
+}
+
+fn append(to: &mut Bytes, more: &[u8]) {
+    *to = [to, more].concat().into();
 }

@@ -99,7 +99,7 @@ fn wire(language: Language) -> api::Language {
 
 fn answer(session_id: String, execution: Execution) -> api::Execution {
     let stderr = service::stderr_with_notes(&execution);
-    let (stdout, stdout_b64) = text(execution.stdout);
+    let (stdout, stdout_b64) = text(execution.stdout.to_vec());
     let (stderr, stderr_b64) = text(stderr);
     api::Execution {
         output: stdout.clone(),

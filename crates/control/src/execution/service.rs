@@ -90,7 +90,7 @@ impl Record {
         self.cpu_micros = Some(micros(execution.cpu));
         self.timed_out = execution.timed_out;
         self.stderr = stderr_with_notes(&execution);
-        self.stdout = execution.stdout;
+        self.stdout = execution.stdout.to_vec();
     }
 
     fn failed(&mut self, why: &str) {
@@ -125,7 +125,7 @@ pub(crate) fn stderr_with_notes(execution: &Execution) -> Vec<u8> {
     if let Some(why) = &execution.state_lost {
         notes.push(format!("the interpreter's variables are lost: {why}"));
     }
-    let mut stderr = execution.stderr.clone();
+    let mut stderr = execution.stderr.to_vec();
     for note in notes {
         if !stderr.is_empty() && !stderr.ends_with(b"\n") {
             stderr.push(b'\n');
@@ -350,8 +350,8 @@ mod tests {
     fn notes_stand_on_lines_of_their_own_after_the_output() {
         let execution = Execution {
             language: Language::Python,
-            stdout: Vec::new(),
-            stderr: b"half a line".to_vec(),
+            stdout: bytes::Bytes::new(),
+            stderr: "half a line".into(),
             exit_code: 124,
             started_at: std::time::SystemTime::UNIX_EPOCH,
             wall: Duration::from_millis(2_500),

@@ -1,5 +1,6 @@
 //! The output of an execution, within what one execution and all of them together may hold.
 
+use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -30,64 +31,84 @@ impl Budget {
     }
 }
 
+/// What one stream of an execution has written. What is held counts against the budget until the last clone of what
+/// it was turned into is dropped.
+#[derive(Debug)]
+struct Stream {
+    budget: Arc<Budget>,
+    held: Vec<u8>,
+}
+
+impl Stream {
+    fn new(budget: Arc<Budget>) -> Self {
+        Self {
+            budget,
+            held: Vec::new(),
+        }
+    }
+}
+
+impl AsRef<[u8]> for Stream {
+    fn as_ref(&self) -> &[u8] {
+        &self.held
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.budget.give_back(self.held.len() as u64);
+    }
+}
+
 /// What an execution has written.
 #[derive(Debug)]
 pub(crate) struct Output {
-    budget: Arc<Budget>,
     /// The most bytes of one stream.
     limit: usize,
-    taken: u64,
-    pub(crate) stdout: Vec<u8>,
-    pub(crate) stderr: Vec<u8>,
+    stdout: Stream,
+    stderr: Stream,
     /// Something had to be left out.
     pub(crate) over: bool,
 }
 
 impl Output {
-    pub(crate) fn new(budget: Arc<Budget>, limit: u64) -> Self {
+    pub(crate) fn new(budget: &Arc<Budget>, limit: u64) -> Self {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let (stdout, stderr) = (Stream::new(budget.clone()), Stream::new(budget.clone()));
         Self {
-            budget,
             limit,
-            taken: 0,
-            stdout: Vec::new(),
-            stderr: Vec::new(),
+            stdout,
+            stderr,
             over: false,
         }
     }
 
     pub(crate) fn push_stdout(&mut self, bytes: &[u8]) {
-        let room = self.room(self.stdout.len(), bytes.len());
-        self.stdout.extend_from_slice(&bytes[..room]);
+        Self::push(&mut self.stdout, self.limit, &mut self.over, bytes);
     }
 
     pub(crate) fn push_stderr(&mut self, bytes: &[u8]) {
-        let room = self.room(self.stderr.len(), bytes.len());
-        self.stderr.extend_from_slice(&bytes[..room]);
+        Self::push(&mut self.stderr, self.limit, &mut self.over, bytes);
     }
 
-    /// How many of `more` bytes may be kept of a stream that holds `held`. Once something was left out nothing more is
-    /// kept, so that what is there is the beginning.
-    fn room(&mut self, held: usize, more: usize) -> usize {
-        let room = if self.over {
-            0
-        } else {
-            more.min(self.limit.saturating_sub(held))
-        };
-        let bytes = room as u64;
-        if room > 0 && !self.budget.take(bytes) {
-            self.over = true;
-            return 0;
+    /// Standard output and standard error.
+    pub(crate) fn into_streams(self) -> (Bytes, Bytes) {
+        (
+            Bytes::from_owner(self.stdout),
+            Bytes::from_owner(self.stderr),
+        )
+    }
+
+    /// Keeps what there is room for. Once something was left out nothing more is kept, so that what is there is the
+    /// beginning.
+    fn push(stream: &mut Stream, limit: usize, over: &mut bool, bytes: &[u8]) {
+        let room = bytes.len().min(limit.saturating_sub(stream.held.len()));
+        if *over || !stream.budget.take(room as u64) {
+            *over = true;
+            return;
         }
-        self.taken += bytes;
-        self.over |= room < more;
-        room
-    }
-}
-
-impl Drop for Output {
-    fn drop(&mut self) {
-        self.budget.give_back(self.taken);
+        stream.held.extend_from_slice(&bytes[..room]);
+        *over = room < bytes.len();
     }
 }
 
@@ -98,27 +119,31 @@ mod tests {
     #[test]
     fn a_stream_keeps_its_beginning_up_to_the_limit() {
         let budget = Arc::new(Budget::new(1000));
-        let mut output = Output::new(budget.clone(), 4);
+        let mut output = Output::new(&budget, 4);
         output.push_stdout(b"abc");
         assert!(!output.over);
         output.push_stdout(b"def");
         output.push_stdout(b"g");
-        assert_eq!(output.stdout, b"abcd");
         assert!(output.over);
-        drop(output);
+        let (stdout, stderr) = output.into_streams();
+        assert_eq!((&stdout[..], &stderr[..]), (&b"abcd"[..], &b""[..]));
+        let part = stdout.slice(1..);
+        drop((stdout, stderr));
+        assert_eq!(budget.held.load(Ordering::Acquire), 4);
+        drop(part);
         assert_eq!(budget.held.load(Ordering::Acquire), 0);
     }
 
     #[test]
     fn all_together_stay_within_the_budget() {
         let budget = Arc::new(Budget::new(5));
-        let mut first = Output::new(budget.clone(), 100);
-        let mut second = Output::new(budget.clone(), 100);
+        let mut first = Output::new(&budget, 100);
+        let mut second = Output::new(&budget, 100);
         first.push_stderr(b"1234");
         second.push_stderr(b"5678");
-        assert!(second.over && second.stderr.is_empty());
+        assert!(second.over && second.into_streams().1.is_empty());
         drop(first);
-        let mut third = Output::new(budget, 100);
+        let mut third = Output::new(&budget, 100);
         third.push_stdout(b"12345");
         assert!(!third.over);
     }
