@@ -109,11 +109,16 @@ impl Rooms for House {
     }
 }
 
+/// Whether the data directory has records, in it or on a server.
+pub(crate) fn has_records(config: &Config) -> bool {
+    database::is_there(config)
+}
+
 /// Compares rows, disks and kernel while no daemon runs.
 pub(crate) async fn check_offline(config: &Config) -> Result<Vec<String>, RoomError> {
     let node = instavm_node::check_offline(&config.data_dir).await?;
     let mut found = node.mismatches;
-    if database::is_there(config)? {
+    if has_records(config) {
         let database = database::open(config).await?;
         let rows = recorded(&database).await?;
         database.close().await;

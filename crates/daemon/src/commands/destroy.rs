@@ -4,7 +4,7 @@
 
 use crate::cli::DestroyArgs;
 use crate::commands::block_on;
-use crate::config::Overrides;
+use crate::config::{Config, Overrides};
 use crate::lock::{self, DataDirLock, LockError};
 use crate::process::Other;
 use crate::{output, wiring};
@@ -29,7 +29,7 @@ pub(crate) fn run(args: DestroyArgs) -> anyhow::Result<ExitCode> {
     };
     let config = crate::load(&overrides)?;
     let dir = config.data_dir.as_path();
-    if !is_instance(dir)? {
+    if !is_instance(&config)? {
         output::note(&format!("{}: nothing there", dir.display()));
         return Ok(ExitCode::SUCCESS);
     }
@@ -46,8 +46,10 @@ pub(crate) fn run(args: DestroyArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Whether the directory is an instance's; an error when it is something else that must not be touched.
-fn is_instance(dir: &Path) -> anyhow::Result<bool> {
-    if dir.join(lock::FILE_NAME).is_file() {
+fn is_instance(config: &Config) -> anyhow::Result<bool> {
+    let dir = config.data_dir.as_path();
+    // One that was never served has no lock: it may have accounts nevertheless.
+    if dir.join(lock::FILE_NAME).is_file() || wiring::has_records(config) {
         return Ok(true);
     }
     match fs::read_dir(dir) {

@@ -201,8 +201,10 @@ async fn settle(
 }
 
 /// Whether the directory has records.
-pub(super) fn is_there(config: &Config) -> Result<bool, DatabaseError> {
-    Ok(config.data_dir.join(FILE).exists() || read(&config.data_dir)?.is_some())
+pub(super) fn is_there(config: &Config) -> bool {
+    [FILE, MARK]
+        .iter()
+        .any(|name| config.data_dir.join(name).exists())
 }
 
 /// Removes the records of this directory from their server. Those in a file go with the directory.

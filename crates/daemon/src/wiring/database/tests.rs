@@ -51,9 +51,9 @@ async fn refusal(config: &Config) -> Result<DatabaseError> {
 async fn a_directory_finds_its_records_again_on_a_server() -> Result<()> {
     let place = TestDatabase::new(DatabaseKind::Postgresql)?;
     let (_dir, config) = instance(Some(&place.url_text()?))?;
-    assert!(!is_there(&config)?);
+    assert!(!is_there(&config));
     add_account(&config).await?;
-    assert!(is_there(&config)?);
+    assert!(is_there(&config));
     assert_eq!(accounts(&config).await?, 1);
     assert!(!config.data_dir.join(FILE).exists());
     Ok(())
