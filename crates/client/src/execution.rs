@@ -7,6 +7,9 @@ use instavm_api::execution::{Execute, Execution, ExecutionStarted, ExecutionTask
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// How much longer than the code may run its answer is waited for, which tells what it wrote until then.
+const GRACE: Duration = Duration::from_secs(5);
+
 /// Code, and how it is to be run. A text alone leaves the rest to the platform.
 ///
 /// ```
@@ -50,7 +53,7 @@ impl Code {
         self
     }
 
-    /// How long it may run, in whole seconds. It is also how long [`Client::execute`] waits for the answer.
+    /// How long it may run, in whole seconds. [`Client::execute`] waits a little longer for the answer.
     pub fn timeout(mut self, timeout: Duration) -> Code {
         self.timeout = Some(timeout);
         self
@@ -89,7 +92,7 @@ impl Client {
         let code = code.into();
         let call = Call::new(Method::Post, "/execute").named(OPERATION, Family::Execution);
         let call = match code.timeout {
-            Some(timeout) => call.timeout(timeout),
+            Some(timeout) => call.timeout(timeout.saturating_add(GRACE)),
             None => call,
         };
         let session_id = self.current(OPERATION)?;

@@ -1,0 +1,37 @@
+//! One file a command.
+
+pub(crate) mod auth;
+pub(crate) mod completions;
+pub(crate) mod doc;
+pub(crate) mod exec;
+pub(crate) mod help;
+pub(crate) mod ls;
+pub(crate) mod ssh_key;
+pub(crate) mod whoami;
+
+use crate::arguments::Command;
+use crate::output;
+use std::process::ExitCode;
+
+/// Runs a command and tells how it ended.
+pub(crate) fn run(command: Command) -> ExitCode {
+    let result = match command {
+        Command::Help(arguments) => help::run(&arguments),
+        Command::Auth(command) => auth::run(&command),
+        Command::Whoami(arguments) => whoami::run(&arguments),
+        Command::Ls(arguments) => ls::run(&arguments),
+        Command::SshKey(command) => ssh_key::run(&command),
+        Command::Exec(arguments) => exec::run(&arguments),
+        Command::Doc(arguments) => doc::run(&arguments),
+        Command::Completions(arguments) => completions::run(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if let Some(text) = failure.text() {
+                output::complain(&text);
+            }
+            ExitCode::from(failure.status())
+        }
+    }
+}

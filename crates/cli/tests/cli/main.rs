@@ -1,0 +1,9 @@
+//! The command line as its user sees it: exact output, exit status and requests, in an environment of its own.
+
+mod auth;
+mod environment;
+mod errors;
+mod exec;
+mod listing;
+mod terminal;
+mod usage;

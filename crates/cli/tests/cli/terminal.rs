@@ -1,0 +1,158 @@
+//! Signals, pipes and terminals.
+
+use crate::environment::{Environment, Server};
+use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+
+#[tokio::test]
+async fn an_interrupt_ends_a_watch_with_130() -> Result<()> {
+    let server = Server::start(&[(200, "[]")]).await?;
+    let environment = server.environment()?;
+    let mut child = environment
+        .command(&["ls", "--watch", "600", "-j"])
+        .spawn()?;
+    let mut stdout = BufReader::new(child.stdout.take().context("it has a standard output")?);
+    let mut frame = String::new();
+    stdout.read_line(&mut frame).await?;
+    assert_eq!(frame, "{\"vms\": []}\n");
+    let id = child
+        .id()
+        .and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+    kill_process(id.context("it runs")?, Signal::INT)?;
+    let mut stderr = String::new();
+    let mut pipe = child.stderr.take().context("it has a standard error")?;
+    pipe.read_to_string(&mut stderr).await?;
+    assert_eq!(
+        (child.wait().await?.code(), stderr.as_str()),
+        (Some(130), "Interrupted.\n")
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_reader_that_goes_away_is_no_reason_to_shout() -> Result<()> {
+    let environment = Environment::new()?;
+    let (reader, writer) = std::io::pipe()?;
+    drop(reader);
+    let done = environment
+        .command(&["help"])
+        .stdout(writer)
+        .output()
+        .await?;
+    assert_eq!(
+        (done.status.code(), done.stderr.as_slice()),
+        (Some(1), &b""[..])
+    );
+    Ok(())
+}
+
+/// A terminal of our own: our end, and the path of the other.
+fn terminal() -> Result<(File, String)> {
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY)?;
+    grantpt(&ours)?;
+    unlockpt(&ours)?;
+    let path = ptsname(&ours, Vec::new())?.into_string()?;
+    Ok((ours.into(), path))
+}
+
+/// Reads from the terminal until it has shown this.
+fn until(terminal: &mut File, text: &str) -> Result<String> {
+    let mut shown = String::new();
+    let mut byte = [0];
+    while !shown.contains(text) {
+        terminal.read_exact(&mut byte)?;
+        shown.push(char::from(byte[0]));
+    }
+    Ok(shown)
+}
+
+#[tokio::test]
+async fn colours_are_for_terminals_that_have_them() -> Result<()> {
+    const VMS: &str = r#"[{"vm_id":"v","status":"active"},{"vm_id":"w","status":"building"},{"vm_id":"x","status":"gone"}]"#;
+    let server = Server::start(&[(200, VMS), (200, VMS), (200, VMS)]).await?;
+    for (name, value, expected) in [
+        (
+            "TERM",
+            "xterm",
+            "  v   \u{1b}[32m●\u{1b}[0m active    -        -  ",
+        ),
+        ("TERM", "dumb", "  v   ● active    -        -  "),
+        ("NO_COLOR", "1", "  v   ● active    -        -  "),
+    ] {
+        let (mut ours, path) = terminal()?;
+        let theirs = OpenOptions::new().read(true).write(true).open(path)?;
+        let environment = server.environment()?.with(name, value);
+        let status = environment
+            .command(&["ls", "-a"])
+            .stdout(theirs)
+            .status()
+            .await?;
+        assert!(status.success());
+        let mut shown = vec![0; 4096];
+        let length = ours.read(&mut shown)?;
+        let shown = String::from_utf8_lossy(&shown[..length]).replace("\r\n", "\n");
+        assert!(shown.contains(expected), "{name}={value}: {shown}");
+        assert!(shown.contains("  ID  Status      Created  SSH"), "{shown}");
+    }
+    Ok(())
+}
+
+/// `setsid` makes our terminal the controlling one, as a login does.
+fn on_terminal(
+    environment: &Environment,
+    path: &str,
+    arguments: &[&str],
+) -> Result<tokio::process::Child> {
+    let program = environment.command(arguments);
+    let program = program.as_std();
+    let mut command = tokio::process::Command::new("/usr/bin/setsid");
+    command
+        .args(["--ctty", "--wait"])
+        .arg(program.get_program())
+        .args(program.get_args());
+    command
+        .env_clear()
+        .env("HOME", environment.home())
+        .kill_on_drop(true);
+    let theirs = OpenOptions::new().read(true).write(true).open(path)?;
+    command
+        .stdin(theirs.try_clone()?)
+        .stdout(theirs.try_clone()?)
+        .stderr(theirs);
+    Ok(command.spawn()?)
+}
+
+#[tokio::test]
+async fn a_key_is_typed_unseen() -> Result<()> {
+    let environment = Environment::new()?;
+    let (mut ours, path) = terminal()?;
+    let mut child = on_terminal(&environment, &path, &["auth", "set-key"])?;
+    until(&mut ours, "InstaVM API key: ")?;
+    ours.write_all(b"typed-secret-key\n")?;
+    let shown = until(&mut ours, "API key: typed-se...-key")?;
+    assert!(!shown.contains("typed-secret"), "{shown}");
+    assert!(child.wait().await?.success());
+    assert!(std::fs::read_to_string(environment.config())?.contains("typed-secret-key"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_interrupted_prompt_leaves_the_terminal_as_it_was() -> Result<()> {
+    let environment = Environment::new()?;
+    let (mut ours, path) = terminal()?;
+    let theirs = OpenOptions::new().read(true).write(true).open(&path)?;
+    let before = rustix::termios::tcgetattr(&theirs)?;
+    let mut child = on_terminal(&environment, &path, &["auth", "set-key"])?;
+    until(&mut ours, "InstaVM API key: ")?;
+    ours.write_all(b"typed\x03")?;
+    until(&mut ours, "Interrupted.")?;
+    assert_eq!(child.wait().await?.code(), Some(130));
+    let after = rustix::termios::tcgetattr(&theirs)?;
+    assert_eq!(after.local_modes, before.local_modes);
+    assert!(!environment.config().exists());
+    Ok(())
+}

@@ -1,0 +1,38 @@
+//! Looks at sessions: their record, their state, what they use, and those with a label.
+//!
+//! ```sh
+//! INSTAVM_API_KEY=... INSTAVM_BASE_URL=http://127.0.0.1:8080 cargo run --release -p instavm --example sessions
+//! ```
+
+use instavm::{Client, Error, Sandboxes};
+
+#[tokio::main]
+async fn main() -> instavm::Result<()> {
+    let client = Client::builder()
+        .metadata("team", "research")
+        .build()
+        .await?;
+    let info = client.get_session_info().await?;
+    println!("session {} has {} MiB", info.session_id, info.memory_mb);
+    println!("active: {}", client.is_session_active().await);
+    println!(
+        "memory in use: {} bytes",
+        client.get_usage().await?.memory_used
+    );
+
+    let team = client
+        .list_sandboxes(Sandboxes::all().with("team", "research"))
+        .await?;
+    println!("the team has {} sandboxes", team.len());
+
+    // Publishing a port is refused by a platform without shares.
+    match client.get_session_app_url(Some(8080)).await {
+        Ok(url) => println!("port 8080 is at {}", url.app_url),
+        Err(Error::Session { failure, .. }) => println!("port 8080: {failure:?}"),
+        Err(error) => return Err(error),
+    }
+
+    let ended = client.kill().await?;
+    println!("session {} is {}", ended.session_id, ended.status);
+    Ok(())
+}

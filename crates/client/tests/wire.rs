@@ -1,0 +1,357 @@
+//! What the SDK sends, and what it makes of answers, against a server that records.
+
+use anyhow::Result;
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Method as HttpMethod, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use instavm::{Call, Client, ClientBuilder, Code, Error, Method, NetworkCause};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio_util::task::AbortOnDropHandle;
+
+#[derive(Clone, Debug)]
+struct Seen {
+    method: HttpMethod,
+    uri: String,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+/// A server that gives the next prepared answer to whatever comes.
+struct Server {
+    url: String,
+    shared: Arc<Shared>,
+    _task: AbortOnDropHandle<()>,
+}
+
+#[derive(Default)]
+struct Shared {
+    seen: Mutex<Vec<Seen>>,
+    answers: Mutex<VecDeque<Response>>,
+}
+
+async fn record(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let body = axum::body::to_bytes(body, 1 << 20)
+        .await
+        .unwrap_or_default();
+    let seen = Seen {
+        method: parts.method,
+        uri: parts.uri.to_string(),
+        headers: parts.headers,
+        body,
+    };
+    shared
+        .seen
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push(seen);
+    let next = shared
+        .answers
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .pop_front();
+    match next {
+        Some(answer) => answer,
+        // Nothing is prepared: no answer at all.
+        None => std::future::pending().await,
+    }
+}
+
+impl Server {
+    async fn start(answers: impl IntoIterator<Item = Response>) -> Result<Server> {
+        let shared = Arc::new(Shared {
+            answers: Mutex::new(answers.into_iter().collect()),
+            ..Shared::default()
+        });
+        let router = axum::Router::new()
+            .fallback(record)
+            .with_state(shared.clone());
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let url = format!("http://{}", listener.local_addr()?);
+        let task = AbortOnDropHandle::new(tokio::spawn(async move {
+            // It serves until it is aborted.
+            let _ = axum::serve(listener, router).await;
+        }));
+        Ok(Server {
+            url,
+            shared,
+            _task: task,
+        })
+    }
+
+    fn builder(&self) -> ClientBuilder {
+        Client::builder()
+            .api_key("key-1")
+            .base_url(format!("{}/", self.url))
+            .without_session()
+    }
+
+    fn seen(&self) -> Vec<Seen> {
+        self.shared
+            .seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+fn json(status: u16, body: &'static str) -> Response {
+    let status = StatusCode::from_u16(status).unwrap();
+    (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+#[tokio::test]
+async fn a_session_is_started_with_the_key_in_the_body_only() -> Result<()> {
+    let server = Server::start([json(200, r#"{"session_id":"s1"}"#)]).await?;
+    let client = server
+        .builder()
+        .memory_mb(512)
+        .env("A", "b")
+        .build()
+        .await?;
+    assert_eq!(client.start_session().await?, "s1");
+    let [seen] = &server.seen()[..] else {
+        panic!("one request")
+    };
+    assert_eq!(
+        (&seen.method, seen.uri.as_str()),
+        (&HttpMethod::POST, "/v1/sessions/session")
+    );
+    assert!(!seen.headers.contains_key("x-api-key"));
+    assert_eq!(
+        serde_json::from_slice::<serde_json::Value>(&seen.body)?,
+        serde_json::json!({"api_key": "key-1", "vm_lifetime_seconds": 300, "memory_mb": 512, "env": {"A": "b"}})
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_session_without_an_id_is_no_session() -> Result<()> {
+    let server = Server::start([json(200, "{}")]).await?;
+    let started = server.builder().build().await?.start_session().await;
+    assert!(matches!(started, Err(Error::Answer { .. })), "{started:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn statuses_become_the_errors_of_the_python_sdk() -> Result<()> {
+    type Check = fn(&Error) -> bool;
+    let cases: [(u16, &'static str, Option<&str>, Check); 9] = [
+        (401, r#"{"detail":"no"}"#, Some("no"), |e| {
+            matches!(e, Error::Authentication { .. })
+        }),
+        (403, r#"{"detail":"over plan"}"#, Some("over plan"), |e| {
+            matches!(e, Error::Forbidden { .. })
+        }),
+        (429, "slow down", Some("slow down"), |e| {
+            matches!(e, Error::RateLimit { .. })
+        }),
+        (404, r#"{"detail":"","error":"gone"}"#, Some("gone"), |e| {
+            matches!(e, Error::Execution { .. })
+        }),
+        (
+            422,
+            r#"{"detail":[{"msg":"bad"}]}"#,
+            Some(r#"[{"msg":"bad"}]"#),
+            |e| matches!(e, Error::Execution { .. }),
+        ),
+        (400, r#"{"message":"m"}"#, Some("m"), |e| {
+            matches!(e, Error::Execution { .. })
+        }),
+        (409, "", None, |e| matches!(e, Error::Execution { .. })),
+        (500, "[1]", None, |e| {
+            matches!(
+                e,
+                Error::Network {
+                    cause: NetworkCause::Server(_),
+                    ..
+                }
+            )
+        }),
+        (504, "late", Some("late"), |e| {
+            matches!(
+                e,
+                Error::Network {
+                    cause: NetworkCause::Server(_),
+                    ..
+                }
+            )
+        }),
+    ];
+    let server = Server::start(cases.iter().map(|(status, body, ..)| json(*status, body))).await?;
+    // Whatever the platform answers is final.
+    let client = server.builder().max_retries(3).build().await?;
+    client.use_session("s1");
+    for (status, body, detail, check) in cases {
+        let error = client.execute("x").await.unwrap_err();
+        assert!(check(&error), "{status}: {error:?}");
+        assert_eq!(
+            (error.status(), error.detail()),
+            (Some(status), detail),
+            "{error}"
+        );
+        assert_eq!(
+            error.failure().map(|failure| failure.body.as_str()),
+            Some(body)
+        );
+    }
+    assert_eq!(server.seen().len(), 9);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_silent_server_is_a_network_error_in_time() -> Result<()> {
+    let server = Server::start([]).await?;
+    let builder = server.builder().timeout(Duration::from_millis(50));
+    let client = builder.build().await?;
+    client.use_session("s1");
+    let silent = client.execute("x").await;
+    let timed_out = |cause: &NetworkCause| matches!(cause, NetworkCause::TimedOut(_));
+    assert!(
+        matches!(&silent, Err(Error::Network { cause, .. }) if timed_out(cause)),
+        "{silent:?}"
+    );
+    let body = server.seen()[0].body.clone();
+    assert_eq!(
+        serde_json::from_slice::<serde_json::Value>(&body)?,
+        serde_json::json!({"command": "x", "session_id": "s1"})
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_call_without_an_answer_is_repeated() -> Result<()> {
+    let server = Server::start([]).await?;
+    let client = server
+        .builder()
+        .timeout(Duration::from_millis(50))
+        .max_retries(1)
+        .build()
+        .await?;
+    let failed = client.get_current_user().await.unwrap_err();
+    assert!(matches!(failed, Error::Network { .. }), "{failed:?}");
+    assert_eq!(server.seen().len(), 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_refused_connection_is_a_network_error() -> Result<()> {
+    let free = TcpListener::bind("127.0.0.1:0").await?.local_addr()?;
+    let client = Client::builder()
+        .api_key("k")
+        .base_url(format!("http://{free}"))
+        .without_session()
+        .build()
+        .await?;
+    let refused = client.get_current_user().await.unwrap_err();
+    assert!(
+        matches!(
+            refused,
+            Error::Network {
+                cause: NetworkCause::Connection(_),
+                ..
+            }
+        ),
+        "{refused:?}"
+    );
+    assert_eq!(refused.status(), None);
+    Ok(())
+}
+
+#[tokio::test]
+async fn redirects_stay_on_their_host() -> Result<()> {
+    let other = Server::start([json(200, "{}")]).await?;
+    let away = other.url.replace("127.0.0.1", "localhost");
+    let moved =
+        |to: String| (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, to)]).into_response();
+    let server = Server::start([
+        moved("/v1/elsewhere".to_owned()),
+        json(200, r#"{"here":true}"#),
+        moved(format!("{away}/v1/vms")),
+    ])
+    .await?;
+    let client = server.builder().build().await?;
+    let answer = client.call(Call::new(Method::Get, "/v1/vms")).await?;
+    assert_eq!(answer.json::<serde_json::Value>()?["here"], true);
+    assert!(
+        client
+            .call(Call::new(Method::Get, "/v1/vms"))
+            .await
+            .is_err()
+    );
+    assert!(other.seen().is_empty(), "the key stays at home");
+    Ok(())
+}
+
+#[tokio::test]
+async fn calls_carry_the_key_and_encode_what_varies() -> Result<()> {
+    let server =
+        Server::start([json(200, "[]"), json(200, r#"{"status":"deleted","id":7}"#)]).await?;
+    let client = server.builder().build().await?;
+    let path = format!("/v1/vms/{}", instavm::path_segment("a/b:c d")?);
+    client
+        .call(Call::new(Method::Get, path).query("q", "x y&z"))
+        .await?;
+    client.delete_ssh_key(7).await?;
+    let seen = server.seen();
+    assert_eq!(seen[0].uri, "/v1/vms/a%2Fb%3Ac%20d?q=x+y%26z");
+    assert_eq!(seen[0].headers["x-api-key"], "key-1");
+    assert_eq!(
+        (&seen[1].method, seen[1].uri.as_str()),
+        (&HttpMethod::DELETE, "/v1/ssh-keys/7")
+    );
+    assert!(seen[1].body.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_is_an_error() -> Result<()> {
+    let cut = Response::new(Body::from(r#"{"filename":"x","size":9,"content":"aGVsbG8"#));
+    let server = Server::start([cut, json(200, "no json")]).await?;
+    let client = server.builder().build().await?;
+    client.use_session("s1");
+    let broken = client.download_bytes("x").await.unwrap_err();
+    assert!(matches!(broken, Error::Answer { .. }), "{broken:?}");
+    let other = client.execute("x").await.unwrap_err();
+    assert!(matches!(other, Error::Answer { .. }), "{other:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_cannot_be_sent_is_said_at_once() {
+    for builder in [
+        Client::builder().api_key("k").base_url("ftp://host"),
+        Client::builder().api_key("k").base_url("nonsense"),
+        Client::builder()
+            .api_key("two\nlines")
+            .base_url("http://host"),
+        Client::builder()
+            .api_key("k")
+            .base_url("http://host")
+            .timeout(Duration::ZERO),
+    ] {
+        let built = builder.build().await;
+        assert!(matches!(built, Err(Error::Invalid { .. })), "{built:?}");
+    }
+}
+
+#[tokio::test]
+async fn nothing_printed_holds_the_key() -> Result<()> {
+    let server = Server::start([]).await?;
+    let builder = server
+        .builder()
+        .api_key("very-secret")
+        .env("TOKEN", "hidden-value");
+    let text = format!("{builder:?}");
+    let client = builder.build().await?;
+    let text = format!("{text}{client:?}");
+    assert!(
+        !text.contains("very-secret") && !text.contains("hidden-value"),
+        "{text}"
+    );
+    Ok(())
+}
