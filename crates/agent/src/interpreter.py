@@ -43,6 +43,8 @@ CO_COROUTINE = 0x80
 ONLY_AST = 0x400
 TOP_LEVEL_AWAIT = 0x2000
 FUTURE_FEATURES = 0x1FE0000
+# Python 3.11 has it.
+GROUP = getattr(builtins, "BaseExceptionGroup", ())
 
 # Words that start no shell command unless the text has the marks of the shell's compound command.
 COMPOUND = {
@@ -244,18 +246,25 @@ def invalidate_caches():
             finder.invalidate_caches()
 
 
-def shell(command):
-    """`!command`: its output goes where Python's goes."""
-    done = subprocess.run(["bash", "-c", "--", command])
+def run_shell(command, **options):
+    try:
+        done = subprocess.run(["bash", "-c", "--", command], **options)
+    except KeyboardInterrupt:
+        # Where inside of `subprocess` it came is no business of the text's.
+        raise KeyboardInterrupt from None
     __main__.__dict__["_exit_code"] = done.returncode
     invalidate_caches()
+    return done
+
+
+def shell(command):
+    """`!command`: its output goes where Python's goes."""
+    run_shell(command)
 
 
 def shell_lines(command):
     """`name = !command`: the lines of its standard output."""
-    done = subprocess.run(["bash", "-c", "--", command], stdout=subprocess.PIPE)
-    __main__.__dict__["_exit_code"] = done.returncode
-    invalidate_caches()
+    done = run_shell(command, stdout=subprocess.PIPE)
     return done.stdout.decode("utf-8", "surrogateescape").splitlines()
 
 
@@ -384,21 +393,41 @@ def run(code):
         run_awaiting(result)
 
 
-def own_frames_cut(trace, filename):
-    """The traceback from the text's first frame on, and without the interrupt handler at its end."""
+def own_frames_cut(trace):
+    """The traceback without the frames of this file: those at its beginning, and one in the middle with all below it,
+    which the text has not written."""
+    while trace is not None and trace.tb_frame.f_code.co_filename == OWN_FILE:
+        trace = trace.tb_next
+    entry = trace
+    while entry is not None and entry.tb_next is not None:
+        if entry.tb_next.tb_frame.f_code.co_filename == OWN_FILE:
+            entry.tb_next = None
+        entry = entry.tb_next
+    return trace
+
+
+def text_onwards(trace, filename):
+    """The traceback from the text's first frame on, where it has one."""
     start = trace
     while start is not None and start.tb_frame.f_code.co_filename != filename:
         start = start.tb_next
-    if start is None:
-        start = trace
-        while start is not None and start.tb_frame.f_code.co_filename == OWN_FILE:
-            start = start.tb_next
-    entry = start
-    while entry is not None and entry.tb_next is not None:
-        if entry.tb_next.tb_frame.f_code is on_interrupt.__code__:
-            entry.tb_next = None
-        entry = entry.tb_next
-    return start
+    return start or trace
+
+
+def clean(error, filename):
+    """Cuts this file's frames out of the exception and of all that it is chained to or made of."""
+    error.__traceback__ = text_onwards(error.__traceback__, filename)
+    seen = set()
+    waiting = [error]
+    while waiting:
+        one = waiting.pop()
+        if not isinstance(one, BaseException) or id(one) in seen:
+            continue
+        seen.add(id(one))
+        one.__traceback__ = own_frames_cut(one.__traceback__)
+        waiting += (one.__cause__, one.__context__)
+        if isinstance(one, GROUP):
+            waiting += one.exceptions
 
 
 def suggestion(error):
@@ -416,8 +445,8 @@ def suggestion(error):
 
 
 def show(error, filename):
-    trace = own_frames_cut(error.__traceback__, filename)
-    error = error.with_traceback(trace)
+    clean(error, filename)
+    trace = error.__traceback__
     sys.last_type, sys.last_value, sys.last_traceback = type(error), error, trace
     if sys.excepthook is not sys.__excepthook__:
         sys.excepthook(type(error), error, trace)

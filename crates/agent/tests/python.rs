@@ -295,6 +295,40 @@ fn interrupts_reach_loops_sleeps_and_children() {
 }
 
 #[test]
+fn tracebacks_have_no_frame_of_the_interpreter_itself() {
+    let agent = Agent::start();
+    agent.python("import subprocess, time").good();
+    for (code, count) in [
+        ("!echo on; sleep 1000", 1),
+        ("lines = !echo on >/dev/stderr; sleep 1000", 1),
+        ("subprocess.run('echo on; sleep 1000', shell=True)", 1),
+        (
+            "print('on')\ntry:\n    time.sleep(1000)\nexcept KeyboardInterrupt as error:\n    raise ValueError from error",
+            2,
+        ),
+        (
+            "print('on')\ntry:\n    time.sleep(1000)\nexcept KeyboardInterrupt as error:\n    raise BaseExceptionGroup('all', [error])",
+            2,
+        ),
+    ] {
+        let mut connection = agent.execute(Some(Language::Python), code);
+        connection.wait_for_either("on");
+        connection.send(&Control::Interrupt);
+        let error = connection.outcome().err();
+        assert!(!error.contains("<instavm>"), "{code}: {error}");
+        let own = error.matches("File \"<execution ").count();
+        assert!(own >= count, "{code}: {error}");
+        assert!(error.contains("KeyboardInterrupt"), "{code}: {error}");
+    }
+    let error = agent.python("import os\nos.close(1)\nprint('lost')").err();
+    assert!(!error.contains("<instavm>"), "{error}");
+    assert!(
+        error.contains("line 3") && error.ends_with("OSError: [Errno 9] Bad file descriptor\n"),
+        "{error}"
+    );
+}
+
+#[test]
 fn an_interrupt_never_reaches_the_next_execution() {
     let agent = Agent::start();
     agent.python("import time").good();

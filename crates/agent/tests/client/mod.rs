@@ -243,6 +243,17 @@ impl Connection {
         String::from_utf8_lossy(&all).into_owned()
     }
 
+    /// Reads until one of the streams has the text.
+    pub fn wait_for_either(&mut self, text: &str) {
+        let mut all = Vec::new();
+        while !String::from_utf8_lossy(&all).contains(text) {
+            match self.event() {
+                Event::Stdout(bytes) | Event::Stderr(bytes) => all.extend(bytes),
+                other => panic!("{other:?} before {text:?}"),
+            }
+        }
+    }
+
     pub fn outcome(&mut self) -> Outcome {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         loop {
