@@ -72,12 +72,11 @@ async fn a_second_row_with_the_same_unique_value_is_told_apart_from_other_failur
     let place = TestDatabase::new(kind)?;
     let database = place.open().await?;
     account(&database, "a@b.c").await?;
-    let again = account(&database, "a@b.c").await.unwrap_err();
+    let again = account(&database, "a@b.c").await;
+    let again = again.err().context("it was added")?;
     assert!(again.is_duplicate() && !again.is_away(), "{again:?}");
-    let other = database
-        .execute("DELETE FROM nowhere", vec![])
-        .await
-        .unwrap_err();
+    let other = database.execute("DELETE FROM nowhere", vec![]).await;
+    let other = other.err().context("it was done")?;
     assert!(!other.is_duplicate() && !other.is_away(), "{other:?}");
     let mut transaction = database.begin().await?;
     assert!(transaction.next("nothing").await.is_err());

@@ -14,6 +14,7 @@ on_each_database!(
     an_empty_file_comes_down_as_a_line_feed,
     wrong_downloads_are_refused_clearly,
     wrong_uploads_are_refused_clearly,
+    an_upload_that_lacks_something_is_told_what,
     an_upload_over_the_limit_leaves_the_old_content,
     a_sender_that_breaks_off_leaves_the_old_content,
     archives_are_unpacked_only_when_asked,
@@ -128,8 +129,18 @@ async fn wrong_uploads_are_refused_clearly(kind: DatabaseKind) -> Result<()> {
     let denied = client.upload(&id, "/proc/x", false, b"x").await?;
     assert_eq!(denied.status, 403);
     assert!(denied.detail().contains("/proc/x"));
+    let answer = client
+        .call(Method::POST, "/upload", "application/json", "{}")
+        .await?;
+    assert_eq!(answer.status, 400);
+    Ok(())
+}
 
-    let kind = "multipart/form-data; boundary=limit";
+async fn an_upload_that_lacks_something_is_told_what(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
+    let client = platform.client();
+    let id = session_of(&client, &platform.key).await?;
+    let multipart = "multipart/form-data; boundary=limit";
     let part = |name: &str, text: &str| {
         format!("--limit\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{text}\r\n")
     };
@@ -159,7 +170,7 @@ async fn wrong_uploads_are_refused_clearly(kind: DatabaseKind) -> Result<()> {
     ];
     for (body, status, word) in cases {
         let answer = client
-            .call(Method::POST, "/upload", kind, body.clone())
+            .call(Method::POST, "/upload", multipart, body.clone())
             .await?;
         assert_eq!(answer.status, status, "{body}: {answer:?}");
         assert!(
@@ -168,10 +179,6 @@ async fn wrong_uploads_are_refused_clearly(kind: DatabaseKind) -> Result<()> {
             answer.detail()
         );
     }
-    let answer = client
-        .call(Method::POST, "/upload", "application/json", "{}")
-        .await?;
-    assert_eq!(answer.status, 400);
     Ok(())
 }
 
