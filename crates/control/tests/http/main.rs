@@ -5,6 +5,7 @@ mod account;
 mod api_key;
 mod execution;
 mod file;
+mod fuzz;
 mod openapi;
 mod outage;
 mod protocol;
