@@ -26,6 +26,12 @@ fn parse_stat(text: &str) -> Option<ProcessStat> {
     Some(ProcessStat { state, start_ticks })
 }
 
+/// The pages of memory that a process holds; `None` when there is no such process.
+pub fn resident_pages(pid: i32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    text.split(' ').nth(1)?.parse().ok()
+}
+
 /// Hides this process from the debuggers of others (ptrace, `/proc/PID/mem`, `/proc/PID/environ`) unless they hold
 /// rights in the user namespace in which its program was started.
 ///

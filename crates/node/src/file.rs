@@ -5,9 +5,15 @@ use bytes::Bytes;
 use futures::StreamExt;
 use instavm_agent_api::frame::CHUNK;
 use instavm_agent_api::{Control, Event, FailureKind, Request};
-
 use instavm_node_api::{ByteStream, FileContent, FileErrorKind, NodeError};
 use instavm_runtime::agent::{AgentError, Events, Sender, unexpected};
+use std::sync::Arc;
+use std::time::Duration;
+
+const READING: &str = "reading a file";
+const WRITING: &str = "writing a file";
+/// How long a file operation may make no progress: a file system inside the VM (a FUSE mount, say) may never answer.
+const STALL: Duration = Duration::from_secs(30);
 
 /// Permission bits of a file that did not exist.
 const NEW_FILE: u32 = 0o644;
@@ -38,16 +44,33 @@ pub(crate) fn node_error(vm: &Vm, operation: &'static str, error: AgentError) ->
     }
 }
 
+/// Waits for a step of a file operation as long as may be.
+async fn step<T>(
+    vm: &Vm,
+    operation: &'static str,
+    step: impl Future<Output = Result<T, AgentError>>,
+) -> Result<T, NodeError> {
+    match tokio::time::timeout(STALL, step).await {
+        Ok(result) => result.map_err(|error| node_error(vm, operation, error)),
+        Err(_) => {
+            let seconds = STALL.as_secs();
+            let message =
+                format!("{operation}: the VM's file system has not answered for {seconds} s");
+            Err(NodeError::VmExhausted { message })
+        }
+    }
+}
+
 /// Opens a file of the VM for reading.
-pub(crate) async fn read(vm: &std::sync::Arc<Vm>, path: &str) -> Result<FileContent, NodeError> {
-    let wrap = |error| node_error(vm, "reading a file", error);
+pub(crate) async fn read(vm: &Arc<Vm>, path: &str) -> Result<FileContent, NodeError> {
+    let wrap = |error| node_error(vm, READING, error);
     let request = Request::ReadFile {
         path: path.to_owned(),
     };
     let conversation = vm.door.open(&request).await.map_err(wrap)?;
     // The sender is kept with the events: dropping half of the connection would cancel the operation.
     let (sender, mut events) = (conversation.sender, conversation.events);
-    let size = match events.next().await.map_err(wrap)? {
+    let size = match step(vm, READING, events.next()).await? {
         Event::File { size, .. } => size,
         other => return Err(wrap(unexpected(&other))),
     };
@@ -57,11 +80,10 @@ pub(crate) async fn read(vm: &std::sync::Arc<Vm>, path: &str) -> Result<FileCont
         events,
     };
     let stream = futures::stream::try_unfold(state, |mut state| async move {
-        match state.events.next().await {
-            Ok(Event::Data(bytes)) => Ok(Some((Bytes::from(bytes), state))),
-            Ok(Event::Done) => Ok(None),
-            Ok(other) => Err(node_error(&state.vm, "reading a file", unexpected(&other))),
-            Err(error) => Err(node_error(&state.vm, "reading a file", error)),
+        match step(&state.vm, READING, state.events.next()).await? {
+            Event::Data(bytes) => Ok(Some((Bytes::from(bytes), state))),
+            Event::Done => Ok(None),
+            other => Err(node_error(&state.vm, READING, unexpected(&other))),
         }
     });
     Ok(FileContent {
@@ -71,61 +93,44 @@ pub(crate) async fn read(vm: &std::sync::Arc<Vm>, path: &str) -> Result<FileCont
 }
 
 struct Reading {
-    vm: std::sync::Arc<Vm>,
+    vm: Arc<Vm>,
     _sender: Sender,
     events: Events,
 }
 
 /// Writes a file of the VM; returns its size.
 pub(crate) async fn write(vm: &Vm, path: &str, content: ByteStream) -> Result<u64, NodeError> {
-    let wrap = |error| node_error(vm, "writing a file", error);
+    let wrap = |error| node_error(vm, WRITING, error);
     let request = Request::WriteFile {
         path: path.to_owned(),
         mode: NEW_FILE,
     };
     let mut conversation = vm.door.open(&request).await.map_err(wrap)?;
-    let sending = send(&mut conversation.sender, content);
+    let sending = send(vm, &mut conversation.sender, content);
     let answer = conversation.events.next();
     tokio::pin!(answer);
     // The agent may refuse (a full disk, a directory) while the content is still coming.
-    tokio::select! {
+    let answer = tokio::select! {
         biased;
-        early = &mut answer => return finish(vm, early),
+        early = &mut answer => early.map_err(wrap),
         sent = sending => match sent {
-            Ok(()) => {}
-            Err(SendError::Caller(error)) => return Err(error),
-            // What the agent says about it tells more than a broken pipe.
-            Err(SendError::Agent(error)) => {
-                let said = answer.await;
-                return if said.is_err() { finish(vm, said) } else { Err(wrap(error)) };
-            }
+            // Of a connection that broke off the agent tells more than the broken pipe.
+            Ok(()) | Err(NodeError::Internal { .. }) => step(vm, WRITING, answer).await,
+            Err(error) => return Err(error),
         },
+    };
+    match answer? {
+        Event::Written { size } => Ok(size),
+        other => Err(wrap(unexpected(&other))),
     }
-    finish(vm, answer.await)
 }
 
-enum SendError {
-    Caller(NodeError),
-    Agent(AgentError),
-}
-
-async fn send(sender: &mut Sender, mut content: ByteStream) -> Result<(), SendError> {
+async fn send(vm: &Vm, sender: &mut Sender, mut content: ByteStream) -> Result<(), NodeError> {
     while let Some(bytes) = content.next().await {
-        let bytes = bytes.map_err(SendError::Caller)?;
-        for chunk in bytes.chunks(CHUNK) {
-            sender
-                .send(&Control::Data(chunk.to_vec()))
-                .await
-                .map_err(SendError::Agent)?;
+        for chunk in bytes?.chunks(CHUNK) {
+            let data = Control::Data(chunk.to_vec());
+            step(vm, WRITING, sender.send(&data)).await?;
         }
     }
-    sender.send(&Control::End).await.map_err(SendError::Agent)
-}
-
-fn finish(vm: &Vm, answer: Result<Event, AgentError>) -> Result<u64, NodeError> {
-    match answer {
-        Ok(Event::Written { size }) => Ok(size),
-        Ok(other) => Err(node_error(vm, "writing a file", unexpected(&other))),
-        Err(error) => Err(node_error(vm, "writing a file", error)),
-    }
+    step(vm, WRITING, sender.send(&Control::End)).await
 }

@@ -94,7 +94,7 @@ struct Inner {
     vms: RwLock<HashMap<VmId, Arc<Vm>>>,
     executions: Executions,
     creates: Semaphore,
-    burials: Semaphore,
+    burials: Arc<Semaphore>,
     endings: broadcast::Sender<(VmId, Ending)>,
     tracker: TaskTracker,
     stop: CancellationToken,
@@ -135,7 +135,7 @@ impl LocalNode {
             vms: RwLock::default(),
             executions,
             creates: Semaphore::new(CREATES),
-            burials: Semaphore::new(BURIALS),
+            burials: Arc::new(Semaphore::new(BURIALS)),
             endings: broadcast::Sender::new(ENDINGS),
             tracker,
             stop,
@@ -462,7 +462,9 @@ impl Undertaker for Inner {
         let _ = self.endings.send((id.clone(), ending));
         let (workshop, record) = (self.workshop.clone(), machine.record.clone());
         drop(machine);
+        let burials = self.burials.clone();
         self.tracker.spawn(async move {
+            let _place = burials.acquire().await;
             if let Err(error) = workshop.dismantle(&record.machine, Some(record.index)).await {
                 tracing::error!(machine = record.machine, error = %chain(&error), "cannot remove a machine");
             }

@@ -123,6 +123,7 @@ impl VmTask {
     pub(crate) async fn run(mut self, undertaker: std::sync::Arc<dyn Undertaker>) {
         let mut life = Lifecycle::default();
         let mut waiting = Vec::new();
+        let pressure = self.machine.cgroup.memory_pressure();
         let ending = loop {
             let happening = tokio::select! {
                 command = self.queue.recv() => match command {
@@ -134,6 +135,10 @@ impl VmTask {
                     None => return,
                 },
                 () = self.machine.process.ended() => Happening::ProcessEnded,
+                () = pressure.exhausted() => {
+                    self.relieve();
+                    continue;
+                }
                 () = deadline(time_of(self.active.expires_micros)) => Happening::Deadline,
             };
             if let Some(ending) = life.note(happening) {
@@ -150,6 +155,21 @@ impl VmTask {
         for done in waiting {
             // A caller that has gone away needs no answer.
             let _ = done.send(());
+        }
+    }
+}
+
+impl VmTask {
+    /// Ends the process that uses up the VM's memory, as the kernel would do in the end.
+    fn relieve(&self) {
+        let agent = self.machine.process.record().pid;
+        match self.machine.cgroup.kill_largest(agent) {
+            Ok(killed) => {
+                tracing::info!(vm = %self.id, killed, "a VM stood still for want of memory")
+            }
+            Err(error) => {
+                tracing::warn!(vm = %self.id, %error, "a VM that stands still cannot be relieved")
+            }
         }
     }
 }

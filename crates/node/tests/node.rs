@@ -230,6 +230,21 @@ async fn limits_hold_and_the_vm_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn memory_bombs_side_by_side_are_ended_before_their_time() {
+    let f = Fixture::new(0).await;
+    let (one, two) = (f.create("vm_a").await, f.create("vm_b").await);
+    let bomb = "python3 -c 'l = []\nwhile True: l.append(b\"x\" * 10**7)'";
+    let (first, second) = tokio::join!(f.bash(&one, &bomb), f.bash(&two, &bomb));
+    for run in [first, second] {
+        assert!(!run.timed_out && run.exit_code == 137, "{run:?}");
+    }
+    for vm in [&one, &two] {
+        assert_eq!(text(&f.bash(vm, "echo alive").await.stdout), "alive\n");
+    }
+    f.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn files_go_in_and_out() {
     let f = Fixture::new(0).await;
     let vm = f.create("vm_a").await;

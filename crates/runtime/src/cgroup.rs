@@ -6,7 +6,10 @@
 
 mod file;
 mod hybrid;
+mod pressure;
 mod unified;
+
+pub use pressure::MemoryPressure;
 
 use crate::Probe;
 use std::io;
@@ -219,6 +222,14 @@ impl Cgroup {
         match &self.layout {
             Layout::Unified(unified) => unified.accounting(&self.path),
             Layout::Hybrid(hybrid) => hybrid.accounting(&self.path),
+        }
+    }
+
+    /// Its memory limit in bytes.
+    fn memory_limit(&self) -> Result<u64, CgroupError> {
+        match &self.layout {
+            Layout::Unified(unified) => unified.memory_limit(&self.path),
+            Layout::Hybrid(hybrid) => hybrid.memory_limit(&self.path),
         }
     }
 

@@ -66,6 +66,10 @@ impl Unified {
         }
     }
 
+    pub(super) fn memory_limit(&self, path: &str) -> Result<u64, CgroupError> {
+        file::read_number(&self.root.join(path).join("memory.max"))
+    }
+
     pub(super) fn accounting(&self, path: &str) -> Result<Accounting, CgroupError> {
         let folder = self.root.join(path);
         let stat = file::read(&folder.join("cpu.stat"))?;
