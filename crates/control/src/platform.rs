@@ -2,6 +2,7 @@
 
 use crate::api_key::service::Keys;
 use crate::error::Chain;
+use crate::execution::answer::Answers;
 use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::{Settings, openapi, reconcile, router};
@@ -57,6 +58,7 @@ pub struct Inner {
     pub(crate) keys: Keys,
     pub(crate) live: Live,
     pub(crate) metrics: Metrics,
+    pub(crate) answers: Answers,
     /// Everything that runs beside requests.
     pub(crate) tracker: TaskTracker,
     /// Tells it to end.
@@ -105,6 +107,7 @@ impl Platform {
                 keys: Keys::default(),
                 live: Live::default(),
                 metrics: Metrics::new(),
+                answers: Answers::default(),
                 tracker: TaskTracker::new(),
                 stopping: CancellationToken::new(),
                 document: openapi::document()

@@ -1,11 +1,11 @@
 //! What code means to a simulated VM: a command a line.
 //!
-//! `echo TEXT`, `err TEXT`, `bytes HEX` (to standard output), `set NAME VALUE` and `get NAME` (variables of the
+//! `echo TEXT`, `err TEXT`, `bytes HEX` (to standard output), `fill COUNT HEX` (so often), `set NAME VALUE` and `get NAME` (variables of the
 //! session), `env NAME`, `sleep SECONDS`, `gate NAME` (waits until the test opens it), `exit CODE`, `die` (the VM
 //! crashes), `lose` (the interpreter is replaced), `unpack` (what the platform's own scripts do: nothing).
 
-use instavm_node_api::{ExecuteRequest, Execution, Language};
 use bytes::Bytes;
+use instavm_node_api::{ExecuteRequest, Execution, Language};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -127,9 +127,11 @@ async fn step(surroundings: &Surroundings, line: &str, execution: &mut Execution
     match command {
         "echo" => append(&mut execution.stdout, format!("{rest}\n").as_bytes()),
         "err" => append(&mut execution.stderr, format!("{rest}\n").as_bytes()),
-        "bytes" => {
-            let bytes = rest.split(' ').filter_map(|byte| u8::from_str_radix(byte, 16).ok());
-            append(&mut execution.stdout, &bytes.collect::<Vec<_>>());
+        "bytes" => append(&mut execution.stdout, &bytes(rest)),
+        "fill" => {
+            let (count, rest) = rest.split_once(' ').unwrap_or((rest, ""));
+            let filling = bytes(rest).repeat(count.parse().unwrap_or(0));
+            append(&mut execution.stdout, &filling);
         }
         "set" => {
             let (name, value) = rest.split_once(' ').unwrap_or((rest, ""));
@@ -161,6 +163,13 @@ async fn step(surroundings: &Surroundings, line: &str, execution: &mut Execution
         _ => {}
     }
     Next::Line
+}
+
+/// The bytes that a line names.
+fn bytes(hex: &str) -> Vec<u8> {
+    hex.split(' ')
+        .filter_map(|byte| u8::from_str_radix(byte, 16).ok())
+        .collect()
 }
 
 fn append(to: &mut Bytes, more: &[u8]) {

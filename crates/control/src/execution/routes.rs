@@ -1,5 +1,6 @@
 //! `/execute`, `/execute_async` and `/v1/executions/*`.
 
+use super::answer::{self, Output, Texts};
 use super::service::{self, Record, Run};
 use crate::Platform;
 use crate::bounds;
@@ -9,8 +10,7 @@ use crate::extract::{Caller, Id, JsonBody};
 use crate::session::service as sessions;
 use axum::Json;
 use axum::extract::State;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use axum::response::Response;
 use instavm_api::ErrorBody;
 use instavm_api::execution as api;
 use instavm_node_api::{Execution, Language};
@@ -47,7 +47,7 @@ async fn execute(
     State(platform): State<Platform>,
     caller: Caller,
     JsonBody(request): JsonBody<api::Execute>,
-) -> Result<Json<api::Execution>, Problem> {
+) -> Result<Response, Problem> {
     let received = Instant::now();
     let session = sessions::find(&platform, caller.account_id, &request.session_id).await?;
     let run = checked(
@@ -56,7 +56,7 @@ async fn execute(
         platform.settings.execute_timeout_default,
     )?;
     let execution = service::run(&platform, &session, run, received).await?;
-    Ok(Json(answer(session.id.clone(), execution)))
+    answer(&platform, session.id.clone(), execution).await
 }
 
 /// What the caller asked for, checked.
@@ -97,14 +97,15 @@ fn wire(language: Language) -> api::Language {
     }
 }
 
-fn answer(session_id: String, execution: Execution) -> api::Execution {
-    let stderr = service::stderr_with_notes(&execution);
-    let (stdout, stdout_b64) = text(execution.stdout.to_vec());
-    let (stderr, stderr_b64) = text(stderr);
-    api::Execution {
-        output: stdout.clone(),
-        stdout,
-        stderr,
+async fn answer(
+    platform: &Platform,
+    session_id: String,
+    execution: Execution,
+) -> Result<Response, Problem> {
+    let frame = api::Execution {
+        stdout: String::new(),
+        stderr: String::new(),
+        output: String::new(),
         exit_code: execution.exit_code,
         execution_time: seconds(micros(execution.wall)),
         cpu_time: seconds(micros(execution.cpu)),
@@ -114,23 +115,19 @@ fn answer(session_id: String, execution: Execution) -> api::Execution {
         timed_out: execution.timed_out,
         output_limit_reached: execution.output_limit_reached,
         state_lost: execution.state_lost.is_some(),
-        stdout_b64,
-        stderr_b64,
-    }
-}
-
-/// Bytes as text, and as base64 too when the text lost something.
-fn text(bytes: Vec<u8>) -> (String, Option<String>) {
-    match String::from_utf8(bytes) {
-        Ok(text) => (text, None),
-        Err(error) => {
-            let bytes = error.as_bytes();
-            (
-                String::from_utf8_lossy(bytes).into_owned(),
-                Some(STANDARD.encode(bytes)),
-            )
-        }
-    }
+        stdout_b64: None,
+        stderr_b64: None,
+    };
+    let output = service::output(execution);
+    answer::answer(&platform.answers, output, None, |texts| api::Execution {
+        output: texts.stdout.clone(),
+        stdout: texts.stdout,
+        stderr: texts.stderr,
+        stdout_b64: texts.stdout_b64,
+        stderr_b64: texts.stderr_b64,
+        ..frame
+    })
+    .await
 }
 
 /// Starts code that runs on in the background.
@@ -179,28 +176,35 @@ async fn execute_async(
         (status = 200, description = "Where it is", body = api::ExecutionTask),
         (status = 401, description = "No valid key", body = ErrorBody),
         (status = 404, description = "No such execution, or it is no longer kept", body = ErrorBody),
+        (status = 503, description = "Too many long outputs are being read; see Retry-After", body = ErrorBody),
     ),
 )]
 async fn show(
     State(platform): State<Platform>,
     caller: Caller,
     Id(id): Id,
-) -> Result<Json<api::ExecutionTask>, Problem> {
-    let record = service::find(&platform, caller.account_id, &id).await?;
-    Ok(Json(task(record)))
+) -> Result<Response, Problem> {
+    let (record, room) = service::find(&platform, caller.account_id, &id).await?;
+    let output = Output {
+        stdout: record.stdout.clone(),
+        stderr: record.stderr.clone(),
+        notes: String::new(),
+    };
+    answer::answer(&platform.answers, output, Some(room), |texts| {
+        task(record, texts)
+    })
+    .await
 }
 
-fn task(record: Record) -> api::ExecutionTask {
-    let (stdout, stdout_b64) = text(record.stdout);
-    let (stderr, stderr_b64) = text(record.stderr);
+fn task(record: Record, texts: Texts) -> api::ExecutionTask {
     api::ExecutionTask {
         task_id: record.id,
         is_complete: record.status.is_complete(),
         status: record.status.as_str().to_owned(),
-        serialized_stdout: stdout.clone(),
-        serialized_stderr: stderr.clone(),
-        stdout,
-        stderr,
+        serialized_stdout: texts.stdout.clone(),
+        serialized_stderr: texts.stderr.clone(),
+        stdout: texts.stdout,
+        stderr: texts.stderr,
         exit_code: record.exit_code,
         cpu_time: record.cpu_micros.map(seconds),
         execution_time: record.execution_micros.map(seconds),
@@ -210,7 +214,7 @@ fn task(record: Record) -> api::ExecutionTask {
         language: record.language.map(wire),
         created_at: record.created_at.iso(),
         completed_at: record.finished_at.map(Moment::iso),
-        stdout_b64,
-        stderr_b64,
+        stdout_b64: texts.stdout_b64,
+        stderr_b64: texts.stderr_b64,
     }
 }

@@ -64,8 +64,8 @@ pub(crate) async fn finish(database: &Database, record: &Record) -> Result<(), S
                 record.execution_micros.into(),
                 record.cpu_micros.into(),
                 record.timed_out.into(),
-                record.stdout.clone().into(),
-                record.stderr.clone().into(),
+                Vec::from(record.stdout.clone()).into(),
+                Vec::from(record.stderr.clone()).into(),
             ],
         )
         .await?;
@@ -89,6 +89,23 @@ pub(crate) async fn find(
         )
         .await?;
     row.map(|row| read(&row)).transpose()
+}
+
+/// How many bytes of output an execution of an account has on record.
+pub(crate) async fn output_size(
+    database: &Database,
+    account_id: i64,
+    id: &str,
+) -> Result<Option<u64>, StoreError> {
+    let row = database
+        .fetch_optional(
+            "SELECT CAST(length(stdout) + length(stderr) AS BIGINT) AS size FROM executions \
+             WHERE id = $1 AND account_id = $2",
+            vec![id.into(), account_id.into()],
+        )
+        .await?;
+    let size = row.map(|row| row.get::<i64>("size")).transpose()?;
+    Ok(size.map(|size| u64::try_from(size).unwrap_or(0)))
 }
 
 /// The executions of all accounts whose end is not on record.
@@ -140,7 +157,7 @@ fn read(row: &Row) -> Result<Record, StoreError> {
         execution_micros: row.get("execution_micros")?,
         cpu_micros: row.get("cpu_micros")?,
         timed_out: row.get("timed_out")?,
-        stdout: row.get("stdout")?,
-        stderr: row.get("stderr")?,
+        stdout: row.get::<Vec<u8>>("stdout")?.into(),
+        stderr: row.get::<Vec<u8>>("stderr")?.into(),
     })
 }

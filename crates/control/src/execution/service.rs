@@ -1,15 +1,18 @@
 //! The rules of executions.
 
+use super::answer::Output;
 use super::rows;
 use crate::Platform;
 use crate::clock::{Moment, micros};
 use crate::error::{Chain, Kind, Problem};
 use crate::session::service::{self as sessions, Session};
 use crate::vm::service::{self as vms, random_id};
+use bytes::Bytes;
 use instavm_node_api::{Ending, ExecuteRequest, Execution, Language, NodeError, VmId};
 use instavm_store::StoreError;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::OwnedSemaphorePermit;
 
 /// What is left for the code when the making of a new VM took most of the caller's time.
 const SHORTEST_RUN: Duration = Duration::from_millis(500);
@@ -76,8 +79,8 @@ pub(crate) struct Record {
     pub execution_micros: Option<i64>,
     pub cpu_micros: Option<i64>,
     pub timed_out: bool,
-    pub stdout: Vec<u8>,
-    pub stderr: Vec<u8>,
+    pub stdout: Bytes,
+    pub stderr: Bytes,
 }
 
 impl Record {
@@ -89,14 +92,19 @@ impl Record {
         self.execution_micros = Some(micros(execution.wall));
         self.cpu_micros = Some(micros(execution.cpu));
         self.timed_out = execution.timed_out;
-        self.stderr = stderr_with_notes(&execution);
-        self.stdout = execution.stdout.to_vec();
+        let output = output(execution);
+        self.stderr = if output.notes.is_empty() {
+            output.stderr
+        } else {
+            [&output.stderr, output.notes.as_bytes()].concat().into()
+        };
+        self.stdout = output.stdout;
     }
 
     fn failed(&mut self, why: &str) {
         self.status = Status::Failed;
         self.finished_at = Some(Moment::now());
-        self.stderr = format!("[instavm] {why}\n").into_bytes();
+        self.stderr = format!("[instavm] {why}\n").into();
     }
 }
 
@@ -108,8 +116,8 @@ pub(crate) fn language_word(language: Language) -> &'static str {
     }
 }
 
-/// Standard error with what the platform has to say about the end, each on a line of its own.
-pub(crate) fn stderr_with_notes(execution: &Execution) -> Vec<u8> {
+/// What it wrote, with what the platform has to say about its end, each on a line of its own.
+pub(crate) fn output(execution: Execution) -> Output {
     let mut notes = Vec::new();
     if execution.timed_out {
         let seconds = execution.wall.as_secs_f64();
@@ -125,14 +133,19 @@ pub(crate) fn stderr_with_notes(execution: &Execution) -> Vec<u8> {
     if let Some(why) = &execution.state_lost {
         notes.push(format!("the interpreter's variables are lost: {why}"));
     }
-    let mut stderr = execution.stderr.to_vec();
-    for note in notes {
-        if !stderr.is_empty() && !stderr.ends_with(b"\n") {
-            stderr.push(b'\n');
-        }
-        stderr.extend_from_slice(format!("[instavm] {note}\n").as_bytes());
+    let stderr = execution.stderr;
+    let mut text = String::new();
+    if !notes.is_empty() && !stderr.is_empty() && !stderr.ends_with(b"\n") {
+        text.push('\n');
     }
-    stderr
+    for note in notes {
+        text.push_str(&format!("[instavm] {note}\n"));
+    }
+    Output {
+        stdout: execution.stdout,
+        stderr,
+        notes: text,
+    }
 }
 
 /// Runs code in the session and waits for its end.
@@ -213,8 +226,8 @@ pub(crate) async fn start(
         execution_micros: None,
         cpu_micros: None,
         timed_out: false,
-        stdout: Vec::new(),
-        stderr: Vec::new(),
+        stdout: Bytes::new(),
+        stderr: Bytes::new(),
     };
     let task = {
         let platform = platform.clone();
@@ -326,20 +339,22 @@ async fn await_end(platform: &Platform, record: &Record) -> Result<Execution, St
     }
 }
 
-/// An execution of the account.
+/// An execution of the account, and the right to have its output in memory.
 pub(crate) async fn find(
     platform: &Platform,
     account_id: i64,
     id: &str,
-) -> Result<Record, Problem> {
-    rows::find(&platform.database, account_id, id)
-        .await?
-        .ok_or_else(|| {
-            Problem::new(
-                Kind::NotFound,
-                "execution not found: it does not exist, is no longer kept, or belongs to another account",
-            )
-        })
+) -> Result<(Record, OwnedSemaphorePermit), Problem> {
+    let not_found = || {
+        Problem::new(
+            Kind::NotFound,
+            "execution not found: it does not exist, is no longer kept, or belongs to another account",
+        )
+    };
+    let size = rows::output_size(&platform.database, account_id, id).await?;
+    let room = platform.answers.room(size.ok_or_else(not_found)?).await?;
+    let record = rows::find(&platform.database, account_id, id).await?;
+    Ok((record.ok_or_else(not_found)?, room))
 }
 
 #[cfg(test)]
@@ -360,7 +375,8 @@ mod tests {
             output_limit_reached: false,
             state_lost: Some("it was killed".to_owned()),
         };
-        let text = String::from_utf8(stderr_with_notes(&execution)).unwrap();
+        let output = output(execution);
+        let text = String::from_utf8(output.stderr.to_vec()).unwrap() + &output.notes;
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines[0], "half a line");
         assert!(lines[1].contains("time limit") && lines[1].contains("2.5 s"));

@@ -1,12 +1,17 @@
 use crate::{eventually, execute, session_of, text, vm_of};
-use anyhow::Result;
+use anyhow::{Context, Result};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use instavm_node_api::Ending;
 use instavm_testkit::{DatabaseKind, TestPlatform, on_each_database};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 on_each_database!(
     code_keeps_its_state_and_its_failure_is_no_http_failure,
     bytes_that_are_no_text_are_there_exactly,
+    long_output_is_the_same_for_a_slow_reader,
     the_time_limit_answers_with_what_there_is,
     a_lost_interpreter_is_told,
     code_that_ends_its_vm_gets_a_conflict_and_the_next_a_new_vm,
@@ -58,6 +63,75 @@ async fn bytes_that_are_no_text_are_there_exactly(kind: DatabaseKind) -> Result<
     assert!(run.get("stderr_b64").is_none());
     let clean = execute(&client, &id, "echo plain").await?.json();
     assert!(clean.get("stdout_b64").is_none());
+    Ok(())
+}
+
+/// Sends a request and reads its answer a little at a time, while others are served; returns head and body.
+async fn read_slowly(platform: &TestPlatform, request: &str) -> Result<(String, Vec<u8>)> {
+    let mut stream = TcpStream::connect(platform.address()).await?;
+    let key = &platform.key;
+    let head = format!("HTTP/1.0\r\nHost: x\r\nX-API-Key: {key}\r\n");
+    let request = request.replacen("HTTP/1.0\r\n", &head, 1);
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    let mut piece = vec![0; 100_000];
+    loop {
+        let read = stream.read(&mut piece).await?;
+        if read == 0 {
+            break;
+        }
+        answer.extend_from_slice(&piece[..read]);
+        let status = platform.client_with(None).get("/healthz").await?.status;
+        anyhow::ensure!(status == 200, "nobody else is served: {status}");
+    }
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
+    let body = answer.split_off(end.context("no head")? + 4);
+    Ok((String::from_utf8(answer)?.to_lowercase(), body))
+}
+
+async fn long_output_is_the_same_for_a_slow_reader(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
+    let client = platform.client();
+    let id = session_of(&client, &platform.key).await?;
+    // NUL, a quotation mark, U+2028, half a character, a surrogate, a whole character.
+    let bits = "00 22 e2 80 a8 f0 9f ed a0 80 f0 9f 98 80";
+    let bytes: Vec<u8> = bits
+        .split(' ')
+        .map(|byte| u8::from_str_radix(byte, 16))
+        .collect::<Result<_, _>>()?;
+    let bytes = bytes.repeat(100_000);
+    let wanted = String::from_utf8_lossy(&bytes);
+    let check = |run: &Value, names: &[&str]| {
+        for name in names {
+            assert!(run[name].as_str() == Some(&wanted), "{name}");
+        }
+        assert!(run["stdout_b64"].as_str() == Some(&STANDARD.encode(&bytes)));
+        assert!(run.get("stderr_b64").is_none());
+    };
+    let code = format!("fill 100000 {bits}\nerr and this\nlose");
+    let body = json!({"session_id": id, "command": code}).to_string();
+    let request = format!(
+        "POST /execute HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let (head, body) = read_slowly(&platform, &request).await?;
+    assert!(
+        head.starts_with("http/1.0 200") && head.contains("application/json"),
+        "{head}"
+    );
+    let run: Value = serde_json::from_slice(&body)?;
+    check(&run, &["stdout", "output"]);
+    let notes = "and this\n[instavm] the interpreter's variables are lost: the interpreter was killed\n";
+    assert_eq!(run["stderr"], notes);
+    assert_eq!(run["state_lost"], true);
+
+    let started = start(&client, &id, &code).await?;
+    let path = format!("/v1/executions/{}", text(&started["task_id"]));
+    eventually(&client, &path, |task| task["is_complete"] == true).await?;
+    let (_, body) = read_slowly(&platform, &format!("GET {path} HTTP/1.0\r\n\r\n")).await?;
+    let task: Value = serde_json::from_slice(&body)?;
+    check(&task, &["stdout", "serialized_stdout"]);
+    assert_eq!(task["serialized_stderr"], notes);
     Ok(())
 }
 
