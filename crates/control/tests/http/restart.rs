@@ -88,6 +88,7 @@ async fn records_and_node_are_brought_in_line(kind: DatabaseKind) -> Result<()> 
         session_of(&client, &platform.key).await?,
     );
     let (gone_vm, stays_vm) = (vm_of(&client, &gone).await?, vm_of(&client, &stays).await?);
+    starts_are_on_record(&platform).await?;
     platform
         .database
         .execute(
@@ -139,6 +140,7 @@ async fn what_was_being_made_or_killed_is_settled(kind: DatabaseKind) -> Result<
     let other = session_of(&client, &platform.key).await?;
     let other_vm = vm_of(&client, &other).await?;
     platform.node.end_silently(&other_vm);
+    starts_are_on_record(&platform).await?;
     platform
         .database
         .execute(
@@ -175,4 +177,19 @@ async fn keys_and_their_last_use_remain(kind: DatabaseKind) -> Result<()> {
     assert_eq!(rows.len(), 1);
     assert_eq!(platform.client().get("/v1/users/me").await?.status, 200);
     Ok(())
+}
+
+/// Waits until the starts of VMs, which are recorded behind their answers, are on record.
+async fn starts_are_on_record(platform: &TestPlatform) -> Result<()> {
+    let looking = async {
+        let statement = "SELECT id FROM vms WHERE status = 'creating'";
+        while platform
+            .database
+            .fetch_optional(statement, vec![])
+            .await?
+            .is_some()
+        {}
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(30), looking).await?
 }
