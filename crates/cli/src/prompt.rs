@@ -1,9 +1,12 @@
 //! Asking for a secret on the terminal.
 
 use crate::failure::Failure;
-use rustix::termios::{self, LocalModes, OptionalActions, Termios};
+use rustix::termios::{self, LocalModes, OptionalActions, SpecialCodeIndex, Termios};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
+
+/// What Ctrl-C types.
+const INTERRUPT: u8 = 3;
 
 /// Puts the terminal back as it was.
 struct Restore<'a> {
@@ -27,6 +30,8 @@ pub(crate) fn hidden(question: &str) -> Result<String, Failure> {
     let before = termios::tcgetattr(&terminal).map_err(|error| failed(error.into()))?;
     let mut silent = before.clone();
     silent.local_modes -= LocalModes::ECHO | LocalModes::ISIG;
+    // It ends the line, or it would wait for the return key.
+    silent.special_codes[SpecialCodeIndex::VEOL] = INTERRUPT;
     termios::tcsetattr(&terminal, OptionalActions::Flush, &silent)
         .map_err(|error| failed(error.into()))?;
     let handle = terminal.try_clone().map_err(failed)?;
@@ -42,7 +47,6 @@ pub(crate) fn hidden(question: &str) -> Result<String, Failure> {
 
 /// A line of input; `None` when there was a Ctrl-C in it.
 fn line(input: &mut impl Read) -> io::Result<Option<String>> {
-    const INTERRUPT: u8 = 3;
     let mut typed = Vec::new();
     let mut byte = [0];
     while input.read(&mut byte)? > 0 && byte[0] != b'\n' {

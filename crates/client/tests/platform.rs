@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use bytes::Bytes;
-use instavm::{Client, ClientBuilder, Code, Error, Language, Sandboxes, Target, UpdateApiKey};
+use instavm::{Client, ClientBuilder, Code, Error, Language, Sandboxes, UpdateApiKey};
 use instavm_testkit::TestPlatform;
 use std::io;
 use std::time::Duration;
@@ -139,11 +139,6 @@ async fn files_go_there_and_back() -> Result<()> {
         .upload_stream(futures::stream::iter(pieces), "stream")
         .await?;
     assert_eq!(client.download_bytes("stream").await?, b"one two");
-
-    let archive = client
-        .upload_bytes("an archive", Target::unpacked_into("dir"))
-        .await?;
-    assert!(archive.unpacked);
 
     client.upload_bytes(Bytes::new(), "empty").await?;
     assert_eq!(client.download_bytes("empty").await?, b"");

@@ -5,7 +5,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method as HttpMethod, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use instavm::{Call, Client, ClientBuilder, Code, Error, Method, NetworkCause};
+use instavm::{Call, Client, ClientBuilder, Code, Error, Method, NetworkCause, Target};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -353,5 +353,36 @@ async fn nothing_printed_holds_the_key() -> Result<()> {
         !text.contains("very-secret") && !text.contains("hidden-value"),
         "{text}"
     );
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_upload_has_its_parts_in_order() -> Result<()> {
+    let uploaded =
+        r#"{"status":"uploaded","remote_path":"dir","session_id":"s1","size":7,"unpacked":true}"#;
+    let server = Server::start([json(200, uploaded)]).await?;
+    let client = server.builder().build().await?;
+    client.use_session("s1");
+    let answer = client
+        .upload_bytes("archive", Target::unpacked_into("dir"))
+        .await?;
+    assert!(answer.unpacked);
+    let [seen] = &server.seen()[..] else {
+        panic!("one request")
+    };
+    let kind = seen.headers["content-type"].to_str()?;
+    let boundary = kind
+        .strip_prefix("multipart/form-data; boundary=")
+        .unwrap_or_default();
+    let part = |rest: &str| format!("--{boundary}\r\nContent-Disposition: form-data; {rest}\r\n");
+    let expected = [
+        part("name=\"remote_path\"\r\n\r\ndir"),
+        part("name=\"session_id\"\r\n\r\ns1"),
+        part("name=\"recursive\"\r\n\r\ntrue"),
+        part("name=\"file\"; filename=\"content\"\r\n\r\narchive"),
+        format!("--{boundary}--\r\n"),
+    ];
+    assert_eq!(String::from_utf8_lossy(&seen.body), expected.concat());
+    assert_eq!(seen.headers["x-api-key"], "key-1");
     Ok(())
 }

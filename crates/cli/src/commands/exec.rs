@@ -173,6 +173,8 @@ fn source(arguments: &Arguments) -> Result<(String, Option<Language>), Failure> 
             }
             let code = std::fs::read_to_string(path)
                 .map_err(|error| Failure::said(format!("cannot read {target}: {error}")))?;
+            // A script may come from a system with other line ends.
+            let code = code.replace("\r\n", "\n").replace('\r', "\n");
             Ok((code, arguments.language.or_else(|| Language::of_file(path))))
         }
     }

@@ -38,15 +38,11 @@ async fn a_reader_that_goes_away_is_no_reason_to_shout() -> Result<()> {
     let environment = Environment::new()?;
     let (reader, writer) = std::io::pipe()?;
     drop(reader);
-    let done = environment
-        .command(&["help"])
-        .stdout(writer)
-        .output()
-        .await?;
-    assert_eq!(
-        (done.status.code(), done.stderr.as_slice()),
-        (Some(1), &b""[..])
-    );
+    let mut child = environment.command(&["help"]).stdout(writer).spawn()?;
+    let mut stderr = String::new();
+    let mut pipe = child.stderr.take().context("it has a standard error")?;
+    pipe.read_to_string(&mut stderr).await?;
+    assert_eq!((child.wait().await?.code(), stderr.as_str()), (Some(1), ""));
     Ok(())
 }
 
