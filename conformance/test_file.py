@@ -1,6 +1,7 @@
 """Files in and out of a session's VM."""
 
 import base64
+import gzip
 import hashlib
 import io
 import os
@@ -158,6 +159,54 @@ def archive(kind):
 def test_a_recursive_upload_of_an_archive_is_unpacked(client, local, kind):
     client.upload_file(local(archive(kind)), "/app/unpacked", recursive=True)
     assert client.download_file("/app/unpacked/dir/inside.txt")["content"] == b"hello"
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, 512, 100_000])
+def test_a_recursive_upload_of_a_compressed_file_is_that_file(client, local, size):
+    content = gzip.compress(b"x" * size)
+    client.upload_file(local(content), "/app/data.gz", recursive=True)
+    assert client.download_file("/app/data.gz")["content"] == content
+
+
+def bad_archives():
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w:gz") as file:
+        for name in ("kept.txt", "new.txt", "../out.txt"):
+            member = tarfile.TarInfo(name)
+            member.size = 100_000
+            file.addfile(member, io.BytesIO(os.urandom(100_000)))
+    return {"leads out": whole.getvalue(), "breaks off": whole.getvalue()[:150_000], "zip breaks off": archive("zip")[:60]}
+
+
+@pytest.mark.parametrize("kind", bad_archives())
+def test_an_archive_that_cannot_be_unpacked_changes_nothing(client, http, kind):
+    client.execute("mkdir -p /app/target && echo old > /app/target/kept.txt", language="bash")
+    before = client.execute("find /app /tmp -not -type d | sort | xargs sha256sum", language="bash")["stdout"]
+    parts = {
+        "remote_path": (None, "/app/target"),
+        "session_id": (None, client.session_id),
+        "recursive": (None, "true"),
+        "file": ("x", bad_archives()[kind]),
+    }
+    answer = http.request("POST", "/upload", files=parts)
+    assert answer.status_code == 422 and "file" in answer.json()["detail"], answer.text
+    assert client.execute("find /app /tmp -not -type d | sort | xargs sha256sum", language="bash")["stdout"] == before
+
+
+def test_an_archive_is_merged_into_what_is_there(client, local):
+    client.execute("mkdir -p /app/merged/dir && echo old > /app/merged/dir/inside.txt && echo mine > /app/merged/dir/mine.txt", language="bash")
+    client.upload_file(local(archive("tar.gz")), "/app/merged", recursive=True)
+    assert client.download_file("/app/merged/dir/inside.txt")["content"] == b"hello"
+    assert client.download_file("/app/merged/dir/mine.txt")["content"] == b"mine\n"
+    assert client.execute("ls -A /app/merged /app", language="bash")["stdout"].count(".unpack") == 0
+
+
+def test_an_archive_without_members_is_an_empty_directory(client, local):
+    empty = io.BytesIO()
+    with tarfile.open(fileobj=empty, mode="w:gz"):
+        pass
+    client.upload_file(local(empty.getvalue()), "/app/nothing", recursive=True)
+    assert client.execute("stat -c %F /app/nothing && ls -A /app/nothing", language="bash")["stdout"] == "directory\n"
 
 
 def test_a_recursive_upload_of_anything_else_is_a_file(client, local):

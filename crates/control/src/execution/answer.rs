@@ -148,7 +148,8 @@ pub(crate) async fn answer<T: Serialize>(
         stdout_b64: lossy.0.then(|| hole("stdout_b64")),
         stderr_b64: lossy.1.then(|| hole("stderr_b64")),
     };
-    let frame = serde_json::to_string(&frame(texts)).map_err(|error| Problem::internal(WRITING, error))?;
+    let frame =
+        serde_json::to_string(&frame(texts)).map_err(|error| Problem::internal(WRITING, error))?;
     let encoder = Encoder::new(&frame, &output);
     let body = Body::from_stream(pieces(encoders, encoder, held, PATIENCE));
     Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())

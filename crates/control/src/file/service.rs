@@ -1,5 +1,6 @@
 //! The rules of files: what a path may be, limits, archives.
 
+use super::archive::{self, Archive, HEAD};
 use crate::Platform;
 use crate::error::{Kind, Problem};
 use crate::vm::service::random_id;
@@ -7,10 +8,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt, TryStreamExt, stream};
-use instavm_node_api::{ByteStream, ExecuteRequest, Language, NodeError, VmId};
+use instavm_node_api::{ByteStream, NodeError, VmId};
 use std::io;
 use std::pin::{Pin, pin};
-use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -18,10 +18,6 @@ use tokio_stream::wrappers::ReceiverStream;
 const PATH_LIMIT: usize = 4_095;
 /// Pieces of a file that are on their way to the node.
 const PIECES: usize = 4;
-/// As much of a file as tells a tar file from others.
-const HEAD: usize = 512;
-/// How long an archive may take to be unpacked.
-const UNPACK_TIME: Duration = Duration::from_secs(280);
 
 /// Where an upload goes.
 #[derive(Debug)]
@@ -96,8 +92,11 @@ where
     };
     let parked = format!("/tmp/.upload-{}", random_id(20));
     let size = write(platform, vm, &parked, head, content).await?;
-    let unpacked = unpack(platform, vm, archive, &parked, &target.path).await?;
-    Ok(Received { size, unpacked })
+    archive::unpack(platform, vm, archive, &parked, &target.path).await?;
+    Ok(Received {
+        size,
+        unpacked: true,
+    })
 }
 
 async fn head<S>(content: &mut Pin<&mut S>) -> Result<Bytes, Problem>
@@ -176,93 +175,6 @@ async fn pump<S>(
     }
 }
 
-/// Kinds of archives that are unpacked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Archive {
-    Tar,
-    Gzip,
-    Zip,
-}
-
-impl Archive {
-    fn recognise(head: &[u8]) -> Option<Archive> {
-        if head.starts_with(b"PK\x03\x04") || head.starts_with(b"PK\x05\x06") {
-            Some(Archive::Zip)
-        } else if head.starts_with(&[0x1f, 0x8b]) {
-            Some(Archive::Gzip)
-        } else if head.get(257..262) == Some(b"ustar") {
-            Some(Archive::Tar)
-        } else {
-            None
-        }
-    }
-
-    /// A script that unpacks `$file` into `$target`; its exit status is 77 when the file is no archive after all and
-    /// was put there as it is.
-    fn script(self) -> &'static str {
-        match self {
-            Archive::Tar => {
-                r#"mkdir -p -- "$target"; tar -xf "$file" --no-same-owner -C "$target""#
-            }
-            Archive::Gzip => {
-                r#"if tar -tzf "$file" >/dev/null 2>&1; then
-                     mkdir -p -- "$target"; tar -xzf "$file" --no-same-owner -C "$target"
-                   else
-                     mkdir -p -- "$(dirname -- "$target")"; mv -f -T -- "$file" "$target"; exit 77
-                   fi"#
-            }
-            Archive::Zip => {
-                r#"mkdir -p -- "$target"
-                   if command -v unzip >/dev/null; then unzip -o -q "$file" -d "$target"
-                   else python3 -m zipfile -e "$file" "$target"; fi"#
-            }
-        }
-    }
-}
-
-async fn unpack(
-    platform: &Platform,
-    vm: &VmId,
-    archive: Archive,
-    parked: &str,
-    target: &str,
-) -> Result<bool, Problem> {
-    let target = if target.starts_with('/') {
-        target.to_owned()
-    } else {
-        format!("/app/{target}")
-    };
-    let code = format!(
-        "file={}\ntarget={}\ntrap 'rm -f -- \"$file\"' EXIT\nset -e\n{}\n",
-        quoted(parked),
-        quoted(&target),
-        archive.script()
-    );
-    let request = ExecuteRequest {
-        code,
-        language: Some(Language::Bash),
-        timeout: UNPACK_TIME,
-    };
-    let run = platform.node.execute(vm, request).await?;
-    match run.exit_code {
-        0 => Ok(true),
-        77 => Ok(false),
-        _ => {
-            let said = String::from_utf8_lossy(&run.stderr);
-            let said: String = said.trim().chars().take(300).collect();
-            Err(Problem::invalid(
-                "file",
-                format!("the archive could not be unpacked: {said}"),
-            ))
-        }
-    }
-}
-
-/// A text as one word of a shell.
-fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', r"'\''"))
-}
-
 /// How long so many bytes are in base64.
 pub(crate) fn encoded_length(size: u64) -> u64 {
     size.div_ceil(3).saturating_mul(4)
@@ -308,21 +220,5 @@ mod tests {
             assert_eq!(text, STANDARD.encode(&whole).as_bytes());
             assert_eq!(text.len() as u64, encoded_length(1_000));
         }
-    }
-
-    #[test]
-    fn archives_are_told_by_their_first_bytes() {
-        let mut tar = vec![0u8; 512];
-        tar[257..262].copy_from_slice(b"ustar");
-        assert_eq!(Archive::recognise(&tar), Some(Archive::Tar));
-        assert_eq!(Archive::recognise(b"\x1f\x8b\x08"), Some(Archive::Gzip));
-        assert_eq!(Archive::recognise(b"PK\x03\x04.."), Some(Archive::Zip));
-        assert_eq!(Archive::recognise(b"PK"), None);
-        assert_eq!(Archive::recognise(b""), None);
-    }
-
-    #[test]
-    fn quoting_leaves_no_way_out() {
-        assert_eq!(quoted("a'b; $(c)"), r"'a'\''b; $(c)'");
     }
 }

@@ -121,7 +121,8 @@ async fn long_output_is_the_same_for_a_slow_reader(kind: DatabaseKind) -> Result
     );
     let run: Value = serde_json::from_slice(&body)?;
     check(&run, &["stdout", "output"]);
-    let notes = "and this\n[instavm] the interpreter's variables are lost: the interpreter was killed\n";
+    let notes =
+        "and this\n[instavm] the interpreter's variables are lost: the interpreter was killed\n";
     assert_eq!(run["stderr"], notes);
     assert_eq!(run["state_lost"], true);
 

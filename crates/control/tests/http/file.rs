@@ -4,10 +4,13 @@ use axum::body::{Body, Bytes};
 use axum::http::{Method, Request};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use instavm_control::Settings;
 use instavm_node_api::Ending;
 use instavm_testkit::{DatabaseKind, TestPlatform, on_each_database};
 use serde_json::json;
+use std::io::Write;
 
 on_each_database!(
     files_go_up_and_come_down_as_they_are,
@@ -18,6 +21,7 @@ on_each_database!(
     an_upload_over_the_limit_leaves_the_old_content,
     a_sender_that_breaks_off_leaves_the_old_content,
     archives_are_unpacked_only_when_asked,
+    compressed_files_that_are_no_archives_stay_as_they_are,
 );
 
 async fn files_go_up_and_come_down_as_they_are(kind: DatabaseKind) -> Result<()> {
@@ -241,7 +245,7 @@ async fn archives_are_unpacked_only_when_asked(kind: DatabaseKind) -> Result<()>
     let client = platform.client();
     let id = session_of(&client, &platform.key).await?;
     let vm = vm_of(&client, &id).await?;
-    let mut archive = vec![0u8; 1_024];
+    let mut archive = vec![0u8; 1_536];
     archive[257..262].copy_from_slice(b"ustar");
     let plain = client.upload(&id, "a.tar", false, &archive).await?.json();
     assert_eq!(plain["unpacked"], false);
@@ -259,5 +263,33 @@ async fn archives_are_unpacked_only_when_asked(kind: DatabaseKind) -> Result<()>
         platform.node.file(&vm, "b.txt").as_deref(),
         Some(&b"no archive"[..])
     );
+    Ok(())
+}
+
+async fn compressed_files_that_are_no_archives_stay_as_they_are(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
+    let client = platform.client();
+    let id = session_of(&client, &platform.key).await?;
+    let vm = vm_of(&client, &id).await?;
+    for size in [0, 1, 511, 512, 100_000] {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(&vec![b'x'; size])?;
+        let content = encoder.finish()?;
+        let answer = client.upload(&id, "data.gz", true, &content).await?;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert_eq!(answer.json()["unpacked"], false, "{size}");
+        assert_eq!(
+            platform.node.file(&vm, "data.gz").as_deref(),
+            Some(&*content)
+        );
+    }
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    let mut header = [0u8; 512];
+    header[257..262].copy_from_slice(b"ustar");
+    encoder.write_all(&header)?;
+    let content = encoder.finish()?;
+    let answer = client.upload(&id, "unpacked", true, &content).await?;
+    assert_eq!(answer.json()["unpacked"], true, "{answer:?}");
+    assert!(platform.node.file(&vm, "unpacked").is_none());
     Ok(())
 }
