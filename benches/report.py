@@ -1,8 +1,17 @@
 """The table as text and as a page."""
 
+import os
 from pathlib import Path
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/benchmarks.md"
+
+
+def busy(calibrations):
+    """What is to be said about other programs, if anything."""
+    loads = [float(load.split()[1]) for _, load in calibrations]
+    if max(loads) <= os.cpu_count():
+        return []
+    return [f"Other programs took the processors meanwhile: the load was up to {max(loads):.1f} on {os.cpu_count()} processors. Both sides of each ratio had to wait.", ""]
 
 
 def page(facts, versions, rows, calibrations, seconds):
@@ -17,6 +26,7 @@ def page(facts, versions, rows, calibrations, seconds):
         *(f"- {name}: {value}" for name, value in {**facts, **versions}.items()),
         f"- command: `make bench`, {seconds:.0f} s",
         "",
+        *busy(calibrations),
         "| what | wanted | reached | |",
         "|---|---|---|---|",
         *(f"| {row.what} | {row.wanted} | {row.reached} | {'met' if row.met else '**missed**'} |" for row in rows),
