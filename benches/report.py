@@ -33,7 +33,7 @@ def page(facts, versions, rows, calibrations, seconds):
         "",
     ]
     for row, (before, load) in zip(rows, calibrations, strict=True):
-        lines += [f"## {row.what[0].upper()}{row.what[1:]}", "", row.method, "", "```", *row.details, f"{'/bin/true before':<16}{before.told()}  {load}", "```", ""]
+        lines += [f"## {row.what[0].upper()}{row.what[1:]}", "", row.method, "", "```", *row.details, f"{'/bin/true before':<17}{before.told()}  {load}", "```", ""]
     return "\n".join(lines)
 
 
