@@ -30,6 +30,8 @@ const DEVICES: &[(&str, u32, u32, u32)] = &[
 
 /// Files below `/proc` that tell about the host or its kernel; they read as empty.
 const MASKED_FILES: &[&str] = &[
+    "cmdline",
+    "diskstats",
     "kcore",
     "keys",
     "key-users",
@@ -39,9 +41,12 @@ const MASKED_FILES: &[&str] = &[
     "kpagecount",
     "kpageflags",
     "latency_stats",
+    "mdstat",
     "modules",
+    "partitions",
     "sched_debug",
     "slabinfo",
+    "swaps",
     "timer_list",
     "timer_stats",
     "vmallocinfo",
@@ -54,6 +59,10 @@ const MASKED_FOLDERS: &[&str] = &[
     "proc/asound",
     "proc/driver",
     "proc/scsi",
+    "sys/class/bdi",
+    "sys/class/block",
+    "sys/devices/virtual/bdi",
+    "sys/devices/virtual/block",
     "sys/devices/virtual/powercap",
     "sys/firmware",
     "sys/fs/btrfs",

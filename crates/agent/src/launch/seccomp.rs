@@ -5,7 +5,7 @@
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule,
+    SeccompRule, sock_filter,
 };
 use std::collections::BTreeMap;
 use std::io;
@@ -72,6 +72,41 @@ pub(super) fn install() -> io::Result<()> {
 }
 
 fn program() -> Result<BpfProgram, seccompiler::BackendError> {
+    let mut program = other_numbers().to_vec();
+    program.extend(listed_calls()?);
+    Ok(program)
+}
+
+/// The calls of the other ABI that x86-64 kernels may have (x32): their numbers are the same with a bit more, which no
+/// list of numbers matches. They do not exist, as on a kernel without that ABI. All jumps are relative, so this goes
+/// before everything else.
+#[cfg(target_arch = "x86_64")]
+fn other_numbers() -> [sock_filter; 3] {
+    const X32: u32 = 0x4000_0000;
+    let instruction = |code: u32, jf, k| sock_filter {
+        // The codes are small; the C library's type is wider than the kernel's.
+        code: code as u16,
+        jt: 0,
+        jf,
+        k,
+    };
+    [
+        // The number is the first of the call's data.
+        instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
+        instruction(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 1, X32),
+        instruction(
+            libc::BPF_RET | libc::BPF_K,
+            0,
+            libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs(),
+        ),
+    ]
+}
+#[cfg(not(target_arch = "x86_64"))]
+fn other_numbers() -> [sock_filter; 0] {
+    []
+}
+
+fn listed_calls() -> Result<BpfProgram, seccompiler::BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     for &call in REFUSED.iter().chain(REFUSED_HERE) {
         rules.insert(call, Vec::new());
@@ -121,5 +156,75 @@ fn apply(program: &BpfProgram) -> io::Result<()> {
         Ok(())
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+#[allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+mod tests {
+    use super::*;
+
+    const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
+    const REFUSE: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+    const UNKNOWN: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+    const AUDIT_ARCH_X86_64: u32 = 0xC000_003E;
+
+    /// What the kernel's machine gives for a call: the part of it that filters use.
+    fn evaluate(program: &[sock_filter], number: u32, arguments: [u32; 2]) -> u32 {
+        let load = |offset: u32| match offset {
+            0 => number,
+            4 => AUDIT_ARCH_X86_64,
+            16 => arguments[0],
+            24 => arguments[1],
+            _ => 0,
+        };
+        let (mut at, mut value) = (0, 0);
+        loop {
+            let sock_filter { code, jt, jf, k } = program[at];
+            at += 1;
+            let jump = match u32::from(code) {
+                0x20 => {
+                    value = load(k);
+                    0
+                }
+                0x54 => {
+                    value &= k;
+                    0
+                }
+                0x05 => k as usize,
+                0x15 => usize::from(if value == k { jt } else { jf }),
+                0x25 => usize::from(if value > k { jt } else { jf }),
+                0x35 => usize::from(if value >= k { jt } else { jf }),
+                0x06 => return k,
+                other => panic!("instruction {other:#x} at {}", at - 1),
+            };
+            at += jump;
+        }
+    }
+
+    #[test]
+    fn calls_get_what_the_lists_say() {
+        let program = program().unwrap();
+        let call = |number: libc::c_long, arguments| {
+            evaluate(&program, u32::try_from(number).unwrap(), arguments)
+        };
+        assert_eq!(call(libc::SYS_getpid, [0, 0]), ALLOW);
+        assert_eq!(call(libc::SYS_bpf, [0, 0]), REFUSE);
+        let (inet, other) = (libc::AF_INET as u32, libc::AF_VSOCK as u32);
+        assert_eq!(call(libc::SYS_socket, [inet, 0]), ALLOW);
+        assert_eq!(call(libc::SYS_socket, [other, 0]), REFUSE);
+        let push = u32::try_from(libc::TIOCSTI).unwrap();
+        assert_eq!(call(libc::SYS_ioctl, [0, push]), REFUSE);
+        assert_eq!(call(libc::SYS_ioctl, [0, 0]), ALLOW);
+    }
+
+    #[test]
+    fn numbers_of_the_other_abi_are_unknown_calls() {
+        let program = program().unwrap();
+        for number in [libc::SYS_getpid, libc::SYS_bpf, libc::SYS_keyctl, 512, 547] {
+            let number = u32::try_from(number).unwrap() | 0x4000_0000;
+            assert_eq!(evaluate(&program, number, [0, 0]), UNKNOWN, "{number:#x}");
+        }
+        assert_eq!(evaluate(&program, u32::MAX, [0, 0]), UNKNOWN);
     }
 }
