@@ -1,9 +1,10 @@
 //! File transfers, as a forked child makes them: everything here may block.
 
+use crate::place;
 use instavm_agent_api::frame::{self, CHUNK};
 use instavm_agent_api::{Control, Event, Failure, FailureKind};
 use std::ffi::CString;
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
@@ -12,8 +13,10 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Links that are followed to a file that does not exist yet.
-const MOST_LINKS: usize = 40;
+/// What is read of a file that does not tell its size.
+const LARGEST_UNSIZED: u64 = 16 * 1024 * 1024;
+/// Some of the kernel's files are read in whole words only, so the limit is a round number too.
+const PAGE: u64 = 4096;
 /// How long the rest of a refused upload is taken, so that the peer reads the answer.
 const LINGER: Duration = Duration::from_secs(2);
 /// What a frame has around its content.
@@ -27,19 +30,48 @@ pub(crate) fn send(stream: &mut UnixStream, event: &Event) -> io::Result<()> {
 
 /// Answers a request to read a file.
 pub(crate) fn read(stream: &mut UnixStream, workdir: &Path, path: &str) -> io::Result<()> {
-    let (mut file, about) = match open_to_read(workdir, path) {
+    let (mut file, about) = match place::open_to_read(workdir, path) {
         Ok(opened) => opened,
         Err(failure) => return send(stream, &Event::Failed(failure)),
     };
+    let mode = about.mode() & PERMISSIONS;
+    if about.len() == 0 || place::is_of_the_kernel(&file) {
+        return read_unsized(stream, &mut file, path, mode);
+    }
     let size = about.len();
-    send(
-        stream,
-        &Event::File {
-            size,
-            mode: about.mode() & PERMISSIONS,
-        },
-    )?;
+    send(stream, &Event::File { size, mode })?;
     keep_large_buffers();
+    send_content(stream, &mut file, path, size)
+}
+
+/// A file that does not tell its size, as the kernel's own: its content is there only once it is read.
+fn read_unsized(stream: &mut UnixStream, file: &mut File, path: &str, mode: u32) -> io::Result<()> {
+    let mut content = Vec::new();
+    if let Err(error) = file.take(LARGEST_UNSIZED + PAGE).read_to_end(&mut content) {
+        return send(stream, &Event::Failed(system_failure("read", path, &error)));
+    }
+    let size = content.len() as u64;
+    if size > LARGEST_UNSIZED {
+        let message = format!(
+            "{path} does not tell its size, and is larger than {} MiB",
+            LARGEST_UNSIZED >> 20
+        );
+        return send(
+            stream,
+            &Event::Failed(refuse(FailureKind::Unsuitable, message)),
+        );
+    }
+    send(stream, &Event::File { size, mode })?;
+    send_content(stream, &mut content.as_slice(), path, size)
+}
+
+/// Sends exactly so many bytes and the end.
+fn send_content(
+    stream: &mut UnixStream,
+    file: &mut impl Read,
+    path: &str,
+    size: u64,
+) -> io::Result<()> {
     let mut left = size;
     let mut chunk = Vec::new();
     while left > 0 {
@@ -69,19 +101,6 @@ pub(crate) fn read(stream: &mut UnixStream, workdir: &Path, path: &str) -> io::R
 fn keep_large_buffers() {
     // SAFETY: sets a parameter of the allocator; the process has one thread.
     unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 4 * 1024 * 1024) };
-}
-
-fn open_to_read(workdir: &Path, path: &str) -> Result<(File, Metadata), Failure> {
-    let absolute = absolute(workdir, path)?;
-    // Without waiting for a writer of a FIFO, and without getting a terminal.
-    let opened = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open(absolute)
-        .and_then(|file| file.metadata().map(|about| (file, about)));
-    let (file, about) = opened.map_err(|error| system_failure("read", path, &error))?;
-    regular(path, &about)?;
-    Ok((file, about))
 }
 
 /// Answers a request to write a file; `received` is what has already arrived of its content.
@@ -177,23 +196,9 @@ pub(crate) struct Replacement {
 impl Replacement {
     /// Prepares to replace or create the file that the path leads to.
     pub(crate) fn begin(workdir: &Path, path: &str, mode: u32) -> Result<Replacement, Failure> {
-        let target = destination(absolute(workdir, path)?);
-        let old = match target.metadata() {
-            Ok(about) => {
-                regular(path, &about)?;
-                Some(about)
-            }
-            Err(error) if error.kind() == ErrorKind::NotFound => None,
-            Err(error) => return Err(system_failure("write", path, &error)),
-        };
+        let (target, old) = place::destination(workdir, path)?;
         let denied = |error: io::Error| system_failure("write", path, &error);
-        let (Some(parent), Some(_)) = (target.parent(), target.file_name()) else {
-            return Err(refuse(
-                FailureKind::Unsuitable,
-                format!("{path} names no file"),
-            ));
-        };
-        std::fs::create_dir_all(parent).map_err(denied)?;
+        let parent = target.parent().unwrap_or(Path::new("/"));
         let (file, temporary) = unfinished_file(parent).map_err(denied)?;
         let replacement = Replacement {
             file,
@@ -341,50 +346,7 @@ fn unfinished_file(parent: &Path) -> io::Result<(File, Option<PathBuf>)> {
     Err(ErrorKind::AlreadyExists.into())
 }
 
-fn absolute(workdir: &Path, path: &str) -> Result<PathBuf, Failure> {
-    if path.is_empty() || path.contains('\0') {
-        return Err(refuse(
-            FailureKind::Unsuitable,
-            "the path is empty or has a NUL character".to_owned(),
-        ));
-    }
-    if path.ends_with('/') {
-        return Err(refuse(
-            FailureKind::Unsuitable,
-            format!("{path} is a directory, not a regular file"),
-        ));
-    }
-    Ok(workdir.join(path))
-}
-
-/// Where a write to the path ends up: links are followed, also to what does not exist yet.
-fn destination(mut path: PathBuf) -> PathBuf {
-    for _ in 0..MOST_LINKS {
-        let Ok(link) = std::fs::read_link(&path) else {
-            break;
-        };
-        path = path.parent().unwrap_or(Path::new("/")).join(link);
-    }
-    path
-}
-
-fn regular(path: &str, about: &Metadata) -> Result<(), Failure> {
-    use std::os::unix::fs::FileTypeExt;
-    let kind = about.file_type();
-    let what = match kind {
-        _ if kind.is_file() => return Ok(()),
-        _ if kind.is_dir() => "a directory",
-        _ if kind.is_fifo() => "a FIFO",
-        _ if kind.is_socket() => "a socket",
-        _ => "a device",
-    };
-    Err(refuse(
-        FailureKind::Unsuitable,
-        format!("{path} is {what}, not a regular file"),
-    ))
-}
-
-fn refuse(kind: FailureKind, message: String) -> Failure {
+pub(crate) fn refuse(kind: FailureKind, message: String) -> Failure {
     Failure { kind, message }
 }
 
@@ -401,7 +363,10 @@ pub(crate) fn system_failure(operation: &str, path: &str, error: &io::Error) -> 
             "a part of the path is not a directory",
         ),
         Some(libc::ENXIO | libc::ENODEV) => (FailureKind::Unsuitable, "it is not a regular file"),
-        Some(libc::ELOOP) => (FailureKind::Unsuitable, "too many symbolic links"),
+        Some(libc::ELOOP) => (
+            FailureKind::Unsuitable,
+            "too many symbolic links, or one of the kernel's own",
+        ),
         Some(libc::ENAMETOOLONG) => (FailureKind::Unsuitable, "the name is too long"),
         Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => {
             (FailureKind::NoSpace, "the VM's disk is full")

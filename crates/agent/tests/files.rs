@@ -71,8 +71,73 @@ fn what_is_no_regular_file_is_refused_without_waiting() {
             .write_file("/proc/new", 0o644, b"x")
             .expect_err("no room there")
             .kind,
-        FailureKind::NotFound
+        FailureKind::Unsuitable
     );
+}
+
+#[test]
+fn files_of_the_kernel_come_whole_with_their_real_size() {
+    let agent = Agent::start();
+    for (path, expected) in [
+        (
+            "/proc/version",
+            std::fs::read("/proc/version").expect("a file"),
+        ),
+        ("/sys/class/net/lo/address", b"00:00:00:00:00:00\n".to_vec()),
+    ] {
+        let (size, _, content) = agent.read_file(path).expect(path);
+        assert_eq!(
+            (size, &content),
+            (content.len() as u64, &expected),
+            "{path}"
+        );
+    }
+    for path in ["/proc/cpuinfo", "/proc/mounts", "/proc/net/dev"] {
+        let (size, _, content) = agent.read_file(path).expect(path);
+        assert!(size > 0 && size == content.len() as u64, "{path}");
+    }
+    // It has no end that anybody would want to wait for.
+    let endless = format!("/proc/{}/pagemap", agent.pid());
+    let failure = agent.read_file(&endless).expect_err("too much");
+    assert_eq!(failure.kind, FailureKind::Unsuitable);
+    assert!(failure.message.contains("16 MiB"), "{failure:?}");
+}
+
+#[test]
+fn nothing_leads_to_the_agent_itself() {
+    let agent = Agent::start();
+    agent
+        .bash("ln -s /proc/self/exe exe; ln -s /proc/self/cwd cwd; ln -s /proc/self proc")
+        .good();
+    let program = env!("CARGO_BIN_EXE_instavm-agent");
+    for path in [
+        "/proc/self/exe",
+        "exe",
+        "cwd/file",
+        "cwd/new/file",
+        "/proc/self/root/tmp/file",
+        "/proc/self/fd/3",
+        "/dev/fd/3",
+        "proc/comm",
+        "proc/new",
+        "/proc/sys/kernel/new",
+        "/sys/new",
+    ] {
+        let failure = agent.write_file(path, 0o644, b"x").expect_err(path);
+        assert_eq!(failure.kind, FailureKind::Unsuitable, "{path}: {failure:?}");
+        assert!(!failure.message.contains(program), "{path}: {failure:?}");
+    }
+    for path in [
+        "/proc/self/exe",
+        "exe",
+        "/proc/self/maps",
+        "proc/environ",
+        "cwd/x",
+    ] {
+        let failure = agent.read_file(path).expect_err(path);
+        assert_eq!(failure.kind, FailureKind::Unsuitable, "{path}: {failure:?}");
+    }
+    assert_eq!(agent.bash("ls -A").good(), "cwd\nexe\nproc\n");
 }
 
 #[test]
