@@ -1,5 +1,6 @@
 //! Executions: from their request to their last event.
 
+use crate::backlog::Backlog;
 use crate::connection::Phase;
 use crate::interpreter::failure;
 use crate::poller::{Interest, Source};
@@ -9,6 +10,7 @@ use crate::serve::{Child, Server};
 use crate::shell;
 use crate::spool::End;
 use crate::timers::Timer;
+use crate::tree::{self, Tree};
 use crate::worker::output_pipe;
 use instavm_agent_api::{Event, Execute, Failure, Finished, Language, frame};
 use rustix::io::Errno;
@@ -92,6 +94,12 @@ pub(crate) struct Execution {
     /// Its standard output and error, and what is left to read of them once it has ended.
     pub(crate) streams: [Option<u64>; 2],
     left: [u64; 2],
+    /// Has the interpreter's output been connected with it?
+    pub(crate) attached: bool,
+    /// Output from before its start, which comes first.
+    pub(crate) backlog: [Backlog; 2],
+    /// The processes of its shell.
+    tree: Option<Tree>,
 }
 
 /// Who gets what a pipe carries.
@@ -149,14 +157,18 @@ impl Server {
             interrupt_step: 0,
             streams: [None; 2],
             left: [0; 2],
+            attached: false,
+            backlog: Default::default(),
+            tree: None,
         };
-        if execution.language.is_none()
+        if execution.language != Some(Language::Bash)
             && let Some(script) = shell::cell(&execution.code)
         {
             execution.code = script.to_owned();
             execution.language = Some(Language::Bash);
         }
         let shell = execution.language == Some(Language::Bash);
+        let check = execution.language.is_none() && !self.interpreter_is_idle();
         self.executions.insert(key, execution);
         if shell {
             if let Err(failure) = self.start_shell(key) {
@@ -170,6 +182,9 @@ impl Server {
         if execute.detached {
             self.answer(connection, Event::Done);
         }
+        if check {
+            self.check_language(key);
+        }
         self.run_queue();
     }
 
@@ -179,7 +194,9 @@ impl Server {
             return Ok(());
         };
         let code = std::mem::take(&mut execution.code);
-        let env = std::mem::take(&mut execution.env);
+        let mut env = std::mem::take(&mut execution.env);
+        let mark = tree::new_mark(key);
+        env.insert(tree::MARK.to_owned(), mark.clone());
         let started = self.spawn_shell(&code, &env);
         let (pid, pipes) = started.map_err(|error| failure("start bash", &error))?;
         let mut streams = [None; 2];
@@ -190,6 +207,7 @@ impl Server {
         if let Some(execution) = self.executions.get_mut(&key) {
             execution.streams = streams;
             execution.stage = Stage::Shell { pid };
+            execution.tree = Some(Tree::new(pid, &mark));
             execution.started = Instant::now();
         }
         Ok(())
@@ -247,6 +265,13 @@ impl Server {
             return Pumped::Empty;
         };
         let which = stream.which;
+        if !execution.backlog[which].is_empty() {
+            let pumped = self.pump_backlog(execution_key, which);
+            if matches!(pumped, Pumped::Full) {
+                self.set_reading(key, false);
+            }
+            return pumped;
+        }
         let mut most = self.scratch.len();
         if matches!(execution.stage, Stage::Draining(_)) {
             most = most.min(usize::try_from(execution.left[which]).unwrap_or(usize::MAX));
@@ -270,6 +295,34 @@ impl Server {
             }
             Err(Errno::AGAIN | Errno::INTR) => Pumped::Empty,
             Err(_) => self.stream_ended(execution_key, key, which),
+        }
+    }
+
+    /// Hands on a piece of the output from before the execution.
+    fn pump_backlog(&mut self, key: u64, which: usize) -> Pumped {
+        let Some(execution) = self.executions.get(&key) else {
+            return Pumped::Empty;
+        };
+        if !self.sink_has_room(execution) {
+            return Pumped::Full;
+        }
+        let most = self.scratch.len();
+        let bytes = self
+            .executions
+            .get_mut(&key)
+            .map(|execution| execution.backlog[which].take(most))
+            .unwrap_or_default();
+        if bytes.is_empty() {
+            return Pumped::Empty;
+        }
+        self.deliver(key, which, bytes);
+        Pumped::Some
+    }
+
+    /// Hands on the output from before the execution, as far as its reader takes it.
+    pub(crate) fn feed_backlog(&mut self, key: u64) {
+        for which in 0..2 {
+            while let Pumped::Some = self.pump_backlog(key, which) {}
         }
     }
 
@@ -338,7 +391,9 @@ impl Server {
         let Some(execution) = self.executions.get(&key) else {
             return;
         };
-        for stream in execution.streams.into_iter().flatten() {
+        let streams = execution.streams;
+        self.feed_backlog(key);
+        for stream in streams.into_iter().flatten() {
             self.set_reading(stream, true);
         }
         self.settle(key);
@@ -347,11 +402,11 @@ impl Server {
     /// A shell has ended. When it was interrupted, what it left in the background ends with it: a script that was stopped
     /// has not handed anything over on purpose.
     pub(crate) fn shell_ended(&mut self, key: u64, ended: &Ended) {
-        if let Some(execution) = self.executions.get(&key)
+        if let Some(execution) = self.executions.get_mut(&key)
             && execution.interrupted
-            && let Stage::Shell { pid } = execution.stage
+            && let Some(tree) = &mut execution.tree
         {
-            self.kill_shell(pid);
+            tree.kill(&self.processes);
         }
         self.execution_ended(key, Language::Bash, ended.code(), ended.cpu_micros, None);
     }
@@ -393,6 +448,12 @@ impl Server {
             let Stage::Draining(finished) = &execution.stage else {
                 return;
             };
+            if let Some(which) = (0..2).find(|&which| !execution.backlog[which].is_empty()) {
+                if matches!(self.pump_backlog(key, which), Pumped::Full) {
+                    return;
+                }
+                continue;
+            }
             let open = (0..2).find(|&which| execution.left[which] > 0);
             let Some(which) = open else {
                 let end = End::Finished(finished.clone());
@@ -465,6 +526,10 @@ impl Server {
             Stage::Draining(_) => {}
             Stage::Shell { pid } => {
                 execution.interrupted = true;
+                if let Some(tree) = &mut execution.tree {
+                    // Once their parents are gone some of them might not be found any more.
+                    tree.look(&self.processes);
+                }
                 signal_group(pid, libc::SIGINT);
             }
             Stage::Python { .. } => {
@@ -518,9 +583,11 @@ impl Server {
         match execution.stage {
             Stage::Queued => self.cancel_queued(key),
             Stage::Draining(_) => {}
-            Stage::Shell { pid } => {
+            Stage::Shell { .. } => {
                 execution.interrupted = true;
-                self.kill_shell(pid);
+                if let Some(tree) = &mut execution.tree {
+                    tree.kill(&self.processes);
+                }
             }
             Stage::Python { .. } => {
                 execution.interrupted = true;
@@ -534,14 +601,6 @@ impl Server {
                     signal(worker.pid, libc::SIGKILL);
                 }
             }
-        }
-    }
-
-    /// Kills a shell with its session. Its id stands for the session for as long as anybody is in that.
-    fn kill_shell(&mut self, pid: i32) {
-        signal_group(pid, libc::SIGKILL);
-        for pid in self.processes.session(pid) {
-            signal(pid, libc::SIGKILL);
         }
     }
 
@@ -575,17 +634,11 @@ impl Server {
     }
 
     /// Marks the start of an execution in the interpreter.
-    pub(crate) fn mark_started(&mut self, key: u64, streams: [u64; 2]) {
+    pub(crate) fn mark_started(&mut self, key: u64) {
         if let Some(execution) = self.executions.get_mut(&key) {
             execution.stage = Stage::Python { begun: false };
             execution.started = Instant::now();
             execution.started_ticks = procfs::now();
-            execution.streams = streams.map(Some);
-        }
-        for stream in streams {
-            if let Some(stream) = self.streams.get_mut(&stream) {
-                stream.owner = Owner::Execution(key);
-            }
         }
     }
 }

@@ -8,11 +8,13 @@ Frames from the agent: a little-endian u32 length, one byte of operation, the re
     2  environment: NAME=VALUE, separated by NUL; replaces what the last such frame set
 Answers, always 21 bytes: one byte of kind, u64 sequence number, i32 exit status, u64 processor time in microseconds.
     R  ready        B  the execution begins        F  it has finished        S  it has not: the text is for a shell
+    P  the language was open, and is Python
 """
 
 import _signal
 import builtins
 import codecs
+import fcntl
 import io
 import os
 import sys
@@ -27,12 +29,15 @@ import traceback
 
 import __main__
 
+import _instavm_language as language
+
 CONTROL = 4
 TARGET = 5
 WORKER = os.getpid()
 OWN_FILE = "<instavm>"
 # The exit status when the code has closed the control socket.
 LOST = 70
+STREAMS = ((1, "stdout"), (2, "stderr"))
 # How long an interrupt of the last execution may lag behind the start of the next.
 STALE_SECONDS = 0.5
 # What is kept of past source texts, for tracebacks.
@@ -40,32 +45,13 @@ SOURCES_KEPT = 1000
 SOURCE_CHARACTERS_KEPT = 16 * 1024 * 1024
 
 CO_COROUTINE = 0x80
-ONLY_AST = 0x400
-TOP_LEVEL_AWAIT = 0x2000
 FUTURE_FEATURES = 0x1FE0000
 # Python 3.11 has it.
 GROUP = getattr(builtins, "BaseExceptionGroup", ())
 
-# Words that start no shell command unless the text has the marks of the shell's compound command.
-COMPOUND = {
-    "for": ("do", "done"),
-    "while": ("do", "done"),
-    "until": ("do", "done"),
-    "if": ("then", "fi"),
-    "case": ("in", "esac"),
-}
-PYTHON_WORDS = frozenset(
-    "False None True and as assert async await break class continue def del elif else except finally for from global"
-    " if import in is lambda nonlocal not or pass raise return try while with yield print match".split()
-)
-SHELL_BUILTINS = frozenset(
-    ". : [ [[ alias bg builtin cd command declare disown echo eval exec exit export false fg function getopts hash"
-    " jobs let local popd printf pushd pwd read readonly return set shift shopt source test times trap true type"
-    " typeset ulimit umask unalias unset until wait { (".split()
-)
-
 # Bound once, so that code which patches these modules does not patch the worker.
 _read, _write, _exit, _getpid, _pread, _fstat = os.read, os.write, os._exit, os.getpid, os.pread, os.fstat
+_dup2 = os.dup2
 IDENTITY = (_fstat(CONTROL).st_dev, _fstat(CONTROL).st_ino)
 
 
@@ -75,11 +61,13 @@ class State:
     sequence = 0
     began = 0.0
     count = 0
-    flags = TOP_LEVEL_AWAIT
+    flags = language.TOP_LEVEL_AWAIT
     loop = None
     environment = {}
     sources = []
     source_characters = 0
+    # Copies of the standard descriptors, and what they are.
+    copies = {}
 
 
 class StandardStream(io.FileIO):
@@ -113,15 +101,51 @@ def encode_anything(error):
     return bytes(out), error.end
 
 
+def open_stream(descriptor, name):
+    raw = StandardStream(descriptor, "wb", closefd=False)
+    raw.name = f"<{name}>"
+    text = io.TextIOWrapper(raw, "utf-8", "instavm", newline="\n", write_through=True)
+    text.mode = "w"
+    if getattr(sys, name) is getattr(sys, f"__{name}__"):
+        setattr(sys, name, text)
+    setattr(sys, f"__{name}__", text)
+
+
+def identity(descriptor):
+    try:
+        status = _fstat(descriptor)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def open_streams():
     codecs.register_error("instavm", encode_anything)
-    for descriptor, name in ((1, "stdout"), (2, "stderr")):
-        raw = StandardStream(descriptor, "wb", closefd=False)
-        raw.name = f"<{name}>"
-        text = io.TextIOWrapper(raw, "utf-8", "instavm", newline="\n", write_through=True)
-        text.mode = "w"
-        setattr(sys, name, text)
-        setattr(sys, f"__{name}__", text)
+    for descriptor, name in STREAMS:
+        open_stream(descriptor, name)
+    # Copies far from what a program usually closes.
+    lowest = max(min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1024) - 8, 8)
+    for descriptor in range(3):
+        try:
+            copy = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, lowest)
+        except OSError:
+            continue
+        State.copies[descriptor] = (copy, identity(descriptor))
+
+
+def restore_streams():
+    """Puts the standard descriptors back where the text has closed or replaced them: the next one needs them."""
+    for descriptor in range(3):
+        copy, wanted = State.copies.get(descriptor, (None, None))
+        found = identity(descriptor)
+        if found is not None and (wanted is None or found == wanted):
+            continue
+        if wanted is None or identity(copy) != wanted:
+            _exit(LOST)
+        _dup2(copy, descriptor)
+    for descriptor, name in STREAMS:
+        if getattr(sys, f"__{name}__").closed:
+            open_stream(descriptor, name)
 
 
 def interrupt_target():
@@ -153,91 +177,7 @@ def after_fork():
         _signal.signal(_signal.SIGINT, _signal.default_int_handler)
 
 
-# --- the language of a text ---------------------------------------------------------------------------------------
-
-
-def is_program(word):
-    if "/" in word:
-        path = os.path.expanduser(word)
-        return os.path.isfile(path) and os.access(path, os.X_OK)
-    for directory in os.environ.get("PATH", os.defpath).split(os.pathsep):
-        path = os.path.join(directory, word)
-        if os.path.isfile(path) and os.access(path, os.X_OK):
-            return True
-    return False
-
-
-def significant_lines(source):
-    lines = (line.strip() for line in source.splitlines())
-    return [line for line in lines if line and not line.startswith("#")]
-
-
-def without_assignments(line):
-    """The line after its `NAME=value` prefixes."""
-    while True:
-        name, equals, rest = line.partition("=")
-        if not equals or not name.isidentifier() or not rest or rest[0].isspace():
-            return line
-        end = 0
-        quote = None
-        while end < len(rest) and (quote or not rest[end].isspace()):
-            if quote:
-                quote = None if rest[end] == quote else quote
-            elif rest[end] in "'\"":
-                quote = rest[end]
-            end += 1
-        following = rest[end:].lstrip()
-        if quote or not following:
-            return line
-        line = following
-
-
-def first_word(line):
-    end = 0
-    while end < len(line) and not line[end].isspace() and line[end] not in ";|&<>()`\"'":
-        end += 1
-    return line[:end] or line[:1], line[end:].lstrip()
-
-
-def is_shell(source):
-    """Is a text that is no Python one for the shell?"""
-    lines = significant_lines(source)
-    if not lines:
-        return False
-    if source.startswith("#!") and "python" not in source.split("\n", 1)[0]:
-        return True
-    if lines[0][0] in "({":
-        # A subshell or a group; the same marks begin a tuple or a set, so what is inside decides.
-        word, _ = first_word(lines[0][1:].lstrip())
-        return word in SHELL_BUILTINS or is_program(word)
-    word, rest = first_word(without_assignments(lines[0]))
-    if word in COMPOUND:
-        words = set(source.replace(";", " ").split())
-        return all(mark in words for mark in COMPOUND[word])
-    if word in PYTHON_WORDS:
-        return False
-    operator = rest.split(None, 1)[0] if rest else ""
-    if operator in ("=", "+=", "-=", "*=", "/=", "|=", ":=", "==", "!=") or rest[:1] == "(":
-        return False
-    return word in SHELL_BUILTINS or is_program(word)
-
-
-def is_bare_command(source, filename):
-    """Is a line that Python could compile, `ls -la` say, a command all the same?"""
-    lines = significant_lines(source)
-    if len(lines) != 1:
-        return False
-    word, _ = first_word(lines[0])
-    known = word in __main__.__dict__ or hasattr(builtins, word)
-    if not word.isidentifier() or word in PYTHON_WORDS or known:
-        return False
-    if word not in SHELL_BUILTINS and not is_program(word):
-        return False
-    tree = compile(source, filename, "exec", State.flags | ONLY_AST, True)
-    return all(type(statement).__name__ == "Expr" for statement in tree.body)
-
-
-# --- compiling ----------------------------------------------------------------------------------------------------
+# --- what IPython's lines call -------------------------------------------------------------------------------------
 
 
 def invalidate_caches():
@@ -283,74 +223,7 @@ def change_directory(path):
     os.chdir(os.path.expanduser(path or "~"))
 
 
-def rewritten(body):
-    """The Python for a line of IPython's, or None."""
-    me = "__import__('_instavm')"
-    if body.startswith("!"):
-        return f"{me}.shell({body.lstrip('!').strip()!r})"
-    if body.startswith("%"):
-        name, _, arguments = body[1:].partition(" ")
-        if name == "pip":
-            return f"{me}.pip({arguments.strip()!r})"
-        if name == "cd":
-            return f"{me}.change_directory({arguments!r})"
-        return None
-    target, equals, command = body.partition("=")
-    target, command = target.strip(), command.lstrip()
-    if equals and target.isidentifier() and command.startswith("!") and command[1:2] != "=":
-        return f"{target} = {me}.shell_lines({command[1:].strip()!r})"
-    return None
-
-
-def rewrite(lines, number):
-    """Puts Python in the place of the line, if it is one of IPython's."""
-    if number is None or not 0 < number <= len(lines):
-        return False
-    line = lines[number - 1]
-    body = line.lstrip()
-    indent = line[: len(line) - len(body)]
-    if rewritten(body) is None:
-        return False
-    last = number
-    while body.endswith("\\") and last < len(lines):
-        body = body[:-1] + lines[last].lstrip()
-        lines[last] = ""
-        last += 1
-    lines[number - 1] = indent + rewritten(body)
-    return True
-
-
-def dedented(lines):
-    """The lines without the indentation that all of them share with the first, or None."""
-    first = next((line for line in lines if line.strip()), "")
-    indent = first[: len(first) - len(first.lstrip())]
-    if not indent or any(line.strip() and not line.startswith(indent) for line in lines):
-        return None
-    return [line[len(indent) :] for line in lines]
-
-
-def compile_text(source, filename):
-    """Compiles; `!command` and its like are looked for only where Python cannot go on, so they stay in strings."""
-    try:
-        return compile(source, filename, "exec", State.flags, True)
-    except SyntaxError as error:
-        first, number = error, error.lineno
-        lines = source.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    original = list(lines)
-    while True:
-        changed = rewrite(lines, number)
-        if not changed and isinstance(first, IndentationError) and lines[0][:1].isspace():
-            shifted = dedented(lines)
-            changed = shifted is not None
-            lines = shifted or lines
-        if not changed:
-            if number and number <= len(lines) and lines[number - 1] != original[number - 1]:
-                first.text = original[number - 1]
-            raise first
-        try:
-            return compile("\n".join(lines), filename, "exec", State.flags, True)
-        except SyntaxError as error:
-            first, number = error, error.lineno
+# --- running ------------------------------------------------------------------------------------------------------
 
 
 def remember(filename, source):
@@ -365,9 +238,6 @@ def remember(filename, source):
         old, size = State.sources.pop(0)
         State.source_characters -= size
         linecache.cache.pop(old, None)
-
-
-# --- running ------------------------------------------------------------------------------------------------------
 
 
 def run_awaiting(coroutine):
@@ -500,6 +370,10 @@ def flush():
             pass
 
 
+def is_known(name):
+    return name in __main__.__dict__ or hasattr(builtins, name)
+
+
 def attempt(detect, source, filename):
     """Runs the text. Gives the error that ended it, or None; True when it is for a shell."""
     error = None
@@ -507,16 +381,18 @@ def attempt(detect, source, filename):
         try:
             try:
                 State.running = True
-                if detect and is_bare_command(source, filename):
+                if detect and language.is_bare_command(source, filename, State.flags, is_known):
                     return True
-                code = compile_text(source, filename)
+                code = language.compile_text(source, filename, State.flags)
             except (SyntaxError, ValueError, OverflowError, RecursionError) as caught:
-                if detect and is_shell(source):
+                if detect and language.is_shell(source):
                     return True
                 error = caught
                 error.__traceback__ = None
                 error.__context__ = None
             else:
+                if detect:
+                    answer(b"P", State.sequence, 0, 0)
                 State.flags |= code.co_flags & FUTURE_FEATURES
                 remember(filename, source)
                 run(code)
@@ -546,6 +422,7 @@ def execute(sequence, detect, source):
         State.count -= 1
         answer(b"S", sequence, 0, processor_micros() - start)
         return
+    restore_streams()
     status = 1
     try:
         try:
@@ -567,11 +444,7 @@ def execute(sequence, detect, source):
 
 def control_is_lost():
     """Has the code closed the control socket, or put something else in its place?"""
-    try:
-        status = _fstat(CONTROL)
-    except OSError:
-        return True
-    return (status.st_dev, status.st_ino) != IDENTITY
+    return identity(CONTROL) != IDENTITY
 
 
 def answer(kind, sequence, status, micros):

@@ -1,39 +1,29 @@
 //! The session's interpreter: its queue, its life and its replacement.
 //!
-//! What background threads and processes write between executions is kept, the latest [`KEPT`] bytes of each stream, and
-//! comes at the beginning of the next execution; their pipe never blocks.
+//! What background threads and processes write between executions is kept, as far as a [`Backlog`] goes, and comes at
+//! the beginning of the next execution; their pipe never blocks.
 
+use crate::backlog::Backlog;
 use crate::execution::{Owner, Stage};
 use crate::poller::{Interest, Source};
 use crate::process::{Ended, signal};
 use crate::serve::{Child, Server};
 use crate::shell;
 use crate::spool::End;
+use crate::timers::Timer;
 use crate::worker::{self, Answer, Line, Worker};
-use instavm_agent_api::frame::CHUNK;
 use instavm_agent_api::{Event, Failure, FailureKind, Language};
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::io;
+use std::time::Duration;
 
-/// Bytes of each stream that are kept between executions.
-const KEPT: usize = 512 * 1024;
-
-/// Output between executions.
-#[derive(Debug, Default)]
-struct Kept {
-    bytes: VecDeque<u8>,
-    dropped: u64,
-}
-
-impl Kept {
-    fn push(&mut self, bytes: &[u8]) {
-        self.bytes.extend(bytes);
-        let excess = self.bytes.len().saturating_sub(KEPT);
-        self.bytes.drain(..excess);
-        self.dropped += excess as u64;
-    }
-}
+/// How often an interpreter that starts is looked at.
+const LOOK_AT_START: Duration = Duration::from_millis(500);
+/// An interpreter that is not ready after this time may be short of memory.
+const LATE_START: Duration = Duration::from_secs(2);
+/// It is when it has waited for so many pages: several times what its whole program has.
+const THRASHING: u64 = 500;
 
 /// The session's interpreter.
 #[derive(Debug, Default)]
@@ -49,7 +39,7 @@ pub(crate) struct Interpreter {
     waiters: Vec<u64>,
     /// Why variables were lost while nothing ran, until somebody is told.
     lost: Option<String>,
-    kept: [Kept; 2],
+    kept: [Backlog; 2],
 }
 
 impl Server {
@@ -57,6 +47,17 @@ impl Server {
     pub(crate) fn warm(&mut self, connection: u64) {
         self.interpreter.waiters.push(connection);
         self.run_queue();
+    }
+
+    /// Could an execution that comes now start at once?
+    pub(crate) fn interpreter_is_idle(&self) -> bool {
+        let Interpreter {
+            worker,
+            queue,
+            current,
+            ..
+        } = &self.interpreter;
+        worker.as_ref().is_some_and(|worker| worker.ready) && queue.is_empty() && current.is_none()
     }
 
     /// Gives the interpreter its next execution, starting it where needed.
@@ -103,7 +104,22 @@ impl Server {
             return Err(error.into());
         }
         self.interpreter.worker = Some(Worker::new(number, started, streams));
+        self.timers.add(LOOK_AT_START, Timer::Start(number));
         Ok(())
+    }
+
+    /// Gives an interpreter up that cannot start because the VM has no memory for its program: the kernel reads the same
+    /// pages again and again, which may go on for minutes.
+    pub(crate) fn watch_start(&mut self, number: u64) {
+        let worker = self.interpreter.worker.as_ref();
+        let Some(worker) = worker.filter(|worker| worker.number == number && !worker.ready) else {
+            return;
+        };
+        let late = worker.started.elapsed() >= LATE_START;
+        if late && self.processes.major_faults(worker.pid) >= THRASHING {
+            return signal(worker.pid, libc::SIGKILL);
+        }
+        self.timers.add(LOOK_AT_START, Timer::Start(number));
     }
 
     fn start_python(&mut self, key: u64) {
@@ -120,28 +136,41 @@ impl Server {
         let detect = execution.language.is_none();
         worker.execute(self.interpreter.sequence, detect, &execution.code);
         worker.executions += 1;
-        let streams = worker.streams;
         self.interpreter.current = Some(key);
-        self.mark_started(key, streams);
-        for which in 0..2 {
-            self.deliver_kept(key, which);
+        self.mark_started(key);
+        if !detect {
+            self.attach(key);
         }
         self.flush_worker();
     }
 
-    fn deliver_kept(&mut self, key: u64, which: usize) {
-        let kept = std::mem::take(&mut self.interpreter.kept[which]);
-        if kept.dropped > 0 {
-            let note = format!(
-                "[{} bytes of background output were dropped]\n",
-                kept.dropped
-            );
-            self.deliver(key, 1, note.into_bytes());
+    /// Connects an execution that is Python for certain with the interpreter's output, and gives it what waits of that.
+    pub(crate) fn attach(&mut self, key: u64) {
+        let Some(execution) = self.executions.get_mut(&key) else {
+            return;
+        };
+        if std::mem::replace(&mut execution.attached, true) {
+            return;
         }
-        let bytes = Vec::from(kept.bytes);
-        for piece in bytes.chunks(CHUNK) {
-            self.deliver(key, which, piece.to_vec());
+        if let Some(worker) = &self.interpreter.worker {
+            execution.streams = worker.streams.map(Some);
+            for stream in worker.streams {
+                if let Some(stream) = self.streams.get_mut(&stream) {
+                    stream.owner = Owner::Execution(key);
+                }
+            }
         }
+        let mut notes = String::new();
+        for (mine, kept) in execution.backlog.iter_mut().zip(&mut self.interpreter.kept) {
+            notes.extend(kept.note());
+            if mine.is_empty() {
+                *mine = std::mem::take(kept);
+            }
+        }
+        if !notes.is_empty() {
+            self.deliver(key, 1, notes.into_bytes());
+        }
+        self.feed_backlog(key);
     }
 
     fn flush_worker(&mut self) {
@@ -211,8 +240,10 @@ impl Server {
                     worker.cpu_micros += cpu_micros;
                 }
                 let lost = self.interpreter.lost.take();
+                self.attach(key);
                 self.execution_ended(key, Language::Python, exit_code, cpu_micros, lost);
             }
+            (Answer::Python { sequence }, Some(key)) if sequence == expected => self.attach(key),
             (Answer::Shell { sequence }, Some(key)) if sequence == expected => {
                 self.hand_to_shell(key)
             }
@@ -238,6 +269,7 @@ impl Server {
             return false;
         }
         execution.stage = Stage::Queued;
+        execution.attached = false;
         let streams = std::mem::take(&mut execution.streams);
         for stream in streams.into_iter().flatten() {
             if let Some(stream) = self.streams.get_mut(&stream) {
@@ -253,17 +285,6 @@ impl Server {
     /// A text whose language was open is for a shell: it leaves the interpreter's queue.
     fn hand_to_shell(&mut self, key: u64) {
         self.interpreter.current = None;
-        let streams = self
-            .interpreter
-            .worker
-            .as_ref()
-            .map(|worker| worker.streams);
-        for stream in streams.into_iter().flatten() {
-            if let Some(stream) = self.streams.get_mut(&stream) {
-                stream.owner = Owner::Interpreter;
-            }
-            self.set_reading(stream, true);
-        }
         let interrupted = self.executions.get(&key).is_some_and(|e| e.interrupted);
         match self.start_shell(key) {
             Ok(()) if interrupted => self.interrupt(key),
@@ -303,14 +324,7 @@ impl Server {
         }
         let reason = worker::reason(ended, worker.ended_because);
         if !worker.ready {
-            let message = format!(
-                "the Python interpreter did not start: exit status {}",
-                ended.code()
-            );
-            return self.fail_queue(&Failure {
-                kind: FailureKind::Internal,
-                message,
-            });
+            return self.fail_queue(&start_failure(ended));
         }
         let current = self.interpreter.current.filter(|key| {
             self.executions
@@ -319,6 +333,7 @@ impl Server {
         });
         let taken_back = current.is_some_and(|key| self.take_back(key));
         if let Some(key) = current.filter(|_| !taken_back) {
+            self.attach(key);
             let cpu = ended.cpu_micros.saturating_sub(worker.cpu_micros);
             self.execution_ended(key, Language::Python, ended.code(), cpu, Some(reason));
         } else if worker.executions > u64::from(taken_back) {
@@ -359,7 +374,8 @@ impl Server {
             Ok(0) => self.drop_stream(key),
             Ok(length) => {
                 if stream.owner == Owner::Interpreter {
-                    self.interpreter.kept[stream.which].push(&self.scratch[..length]);
+                    let kept = &mut self.interpreter.kept[stream.which];
+                    kept.push(&self.scratch[..length], || self.spools.nameless_file());
                 }
                 return length;
             }
@@ -376,6 +392,26 @@ impl Server {
         for key in std::mem::take(&mut self.interpreter.queue) {
             self.finish(key, End::Failed(failure.clone()));
         }
+    }
+}
+
+/// Why an interpreter did not start.
+fn start_failure(ended: &Ended) -> Failure {
+    // Nobody else kills what has only just begun, as a rule.
+    if ended.signal() == Some(libc::SIGKILL) {
+        return Failure {
+            kind: FailureKind::Exhausted,
+            message: "the Python interpreter did not start: the VM is out of memory; free some (files on tmpfs count) or \
+                      end the VM"
+                .to_owned(),
+        };
+    }
+    Failure {
+        kind: FailureKind::Internal,
+        message: format!(
+            "the Python interpreter did not start: exit status {}",
+            ended.code()
+        ),
     }
 }
 

@@ -4,13 +4,16 @@
 //! keeps the session's Python interpreter, and moves files, as `instavm-agent-api` describes. One thread, one `epoll`
 //! loop; whatever may block for long (files, programs) happens in children.
 
+mod backlog;
 mod connection;
 mod execution;
 mod file;
 mod identity;
 mod interpreter;
+mod language;
 pub mod launch;
 mod output;
+mod place;
 mod poller;
 mod process;
 mod procfs;
@@ -19,6 +22,7 @@ mod shell;
 mod spool;
 mod timers;
 mod transfer;
+mod tree;
 mod worker;
 
 pub use serve::{ServeConfig, serve};

@@ -1,13 +1,18 @@
 //! The table of processes, as `/proc` shows it.
 
+use crate::tree::Tree;
 use rustix::fs::{Dir, Mode, OFlags, ResolveFlags, open, openat, openat2};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 use std::collections::HashSet;
+use std::fs::File;
+use std::io::Read;
 use std::os::fd::OwnedFd;
 
 /// Clock ticks in a second, as `/proc` counts: fixed in the kernel's interface.
 const TICKS: u64 = 100;
+/// What is read of an environment.
+const LONGEST_ENVIRONMENT: u64 = 1024 * 1024;
 
 /// `/proc`, opened before anybody in the VM could mount something over it.
 #[derive(Debug)]
@@ -23,6 +28,8 @@ pub(crate) struct Entry {
     pub(crate) session: i32,
     /// When it started, in ticks since the boot.
     pub(crate) started: u64,
+    /// How often it had to wait for a page of a file or of swap.
+    pub(crate) major_faults: u64,
 }
 
 impl ProcessTable {
@@ -47,24 +54,16 @@ impl ProcessTable {
         pids.filter_map(|pid| entry(directory, pid)).collect()
     }
 
+    /// How often a process has had to wait for a page; none for one that is gone.
+    pub(crate) fn major_faults(&self, pid: i32) -> u64 {
+        let entry = self.directory.as_ref().and_then(|all| entry(all, pid));
+        entry.map_or(0, |entry| entry.major_faults)
+    }
+
     /// The descendants of a process that started no earlier than `since`.
     pub(crate) fn descendants(&self, root: i32, since: u64) -> Vec<i32> {
         let entries = self.entries();
-        let mut family = HashSet::from([root]);
-        // A child may be listed before its parent.
-        loop {
-            let before = family.len();
-            family.extend(
-                entries
-                    .iter()
-                    .filter(|e| family.contains(&e.parent))
-                    .map(|e| e.pid)
-                    .collect::<Vec<_>>(),
-            );
-            if family.len() == before {
-                break;
-            }
-        }
+        let family = with_descendants(&entries, HashSet::from([root]));
         let young = entries
             .iter()
             .filter(|entry| entry.started >= since && entry.pid != root);
@@ -74,13 +73,54 @@ impl ProcessTable {
             .collect()
     }
 
-    /// The processes of a session.
-    pub(crate) fn session(&self, session: i32) -> Vec<i32> {
-        let entries = self.entries().into_iter();
+    /// The shell's processes: those of its session, those with its mark in their environment, those that were known to
+    /// be its own before, and all their descendants.
+    pub(crate) fn tree(&self, tree: &Tree) -> Vec<Entry> {
+        let mut entries = self.entries();
+        let ours = |entry: &&Entry| {
+            let known = tree.known.get(&entry.pid) == Some(&entry.started);
+            known || entry.session == tree.shell || self.has_variable(entry.pid, &tree.variable)
+        };
+        let known = entries.iter().filter(ours).map(|entry| entry.pid);
+        let family = with_descendants(&entries, known.collect());
+        // The agent itself is there when its own environment came from such a process.
+        let me = std::process::id().cast_signed();
+        entries.retain(|entry| family.contains(&entry.pid) && entry.pid > 1 && entry.pid != me);
         entries
-            .filter(|entry| entry.session == session)
+    }
+
+    fn has_variable(&self, pid: i32, variable: &str) -> bool {
+        let Some(directory) = &self.directory else {
+            return false;
+        };
+        let Some(file) = open_entry(directory, &format!("{pid}/environ")) else {
+            return false;
+        };
+        let mut environment = Vec::new();
+        // It may be gone, or may not be read: then it is none of those that are looked for.
+        let _ = File::from(file)
+            .take(LONGEST_ENVIRONMENT)
+            .read_to_end(&mut environment);
+        environment
+            .split(|&byte| byte == 0)
+            .any(|one| one == variable.as_bytes())
+    }
+}
+
+/// The processes with all their descendants.
+fn with_descendants(entries: &[Entry], mut family: HashSet<i32>) -> HashSet<i32> {
+    // A child may be listed before its parent.
+    loop {
+        let before = family.len();
+        let children = entries
+            .iter()
+            .filter(|entry| family.contains(&entry.parent))
             .map(|entry| entry.pid)
-            .collect()
+            .collect::<Vec<_>>();
+        family.extend(children);
+        if family.len() == before {
+            return family;
+        }
     }
 }
 
@@ -90,22 +130,20 @@ pub(crate) fn now() -> u64 {
     now.tv_sec.unsigned_abs() * TICKS + now.tv_nsec.unsigned_abs() / (1_000_000_000 / TICKS)
 }
 
-fn entry(directory: &OwnedFd, pid: i32) -> Option<Entry> {
-    let path = format!("{pid}/stat");
+fn open_entry(directory: &OwnedFd, path: &str) -> Option<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     // Not through something mounted over a process's own directory, where the kernel lets us say so.
-    let file = match openat2(
-        directory,
-        &path,
-        flags,
-        Mode::empty(),
-        ResolveFlags::NO_XDEV,
-    ) {
-        Err(Errno::NOSYS | Errno::PERM) => openat(directory, &path, flags, Mode::empty()),
+    let file = match openat2(directory, path, flags, Mode::empty(), ResolveFlags::NO_XDEV) {
+        Err(Errno::NOSYS | Errno::PERM) => openat(directory, path, flags, Mode::empty()),
         other => other,
     };
+    file.ok()
+}
+
+fn entry(directory: &OwnedFd, pid: i32) -> Option<Entry> {
+    let file = open_entry(directory, &format!("{pid}/stat"))?;
     let mut text = [0u8; 1024];
-    let length = rustix::io::read(file.ok()?, &mut text).ok()?;
+    let length = rustix::io::read(file, &mut text).ok()?;
     parse(pid, &text[..length])
 }
 
@@ -119,6 +157,7 @@ fn parse(pid: i32, stat: &[u8]) -> Option<Entry> {
         parent: fields.get(1)?.parse().ok()?,
         session: fields.get(3)?.parse().ok()?,
         started: fields.get(19)?.parse().ok()?,
+        major_faults: fields.get(9)?.parse().ok()?,
     })
 }
 
@@ -128,12 +167,13 @@ mod tests {
 
     #[test]
     fn a_hostile_name_does_not_shift_the_fields() {
-        let stat = b"7 (a) S 1 (b) R 3 4 5 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 777 0 0";
+        let stat = b"7 (a) S 1 (b) R 3 4 5 0 -1 0 0 0 6 0 0 0 0 0 20 0 1 0 777 0 0";
         let expected = Entry {
             pid: 7,
             parent: 3,
             session: 5,
             started: 777,
+            major_faults: 6,
         };
         assert_eq!(parse(7, stat), Some(expected));
     }

@@ -3,6 +3,7 @@
 use crate::connection::{Connection, OUTBOX_LOW, Phase};
 use crate::execution::{Execution, Stream};
 use crate::interpreter::Interpreter;
+use crate::language::Checks;
 use crate::poller::{Happening, Interest, Poller, Source};
 use crate::process::{self, Secret};
 use crate::procfs::ProcessTable;
@@ -67,6 +68,8 @@ pub(crate) enum Child {
     Shell(u64),
     /// An interpreter, by its number.
     Worker(u64),
+    /// What looks at the language of an execution.
+    Check(u64),
     /// What answers a connection.
     Transfer(u64),
 }
@@ -83,6 +86,7 @@ pub(crate) struct Server {
     pub(crate) streams: HashMap<u64, Stream>,
     pub(crate) children: HashMap<i32, Child>,
     pub(crate) interpreter: Interpreter,
+    pub(crate) checks: Checks,
     pub(crate) spools: Spools,
     pub(crate) timers: Timers,
     pub(crate) processes: ProcessTable,
@@ -90,7 +94,7 @@ pub(crate) struct Server {
     pub(crate) environment: BTreeMap<String, String>,
     pub(crate) environment_state: u64,
     /// `/dev/null` and `/dev/urandom`, opened before anybody in the VM could replace them.
-    null: OwnedFd,
+    pub(crate) null: OwnedFd,
     pub(crate) random: Option<OwnedFd>,
     pub(crate) scratch: Vec<u8>,
     last_key: u64,
@@ -152,6 +156,7 @@ impl Server {
             streams: HashMap::new(),
             children: HashMap::new(),
             interpreter: Interpreter::default(),
+            checks: Checks::default(),
             spools: Spools::open(),
             timers: Timers::default(),
             processes: ProcessTable::open(),
@@ -235,6 +240,7 @@ impl Server {
             match self.children.remove(&ended.pid) {
                 Some(Child::Shell(key)) => self.shell_ended(key, &ended),
                 Some(Child::Worker(number)) => self.worker_ended(number, &ended),
+                Some(Child::Check(key)) => self.check_ended(key, &ended),
                 Some(Child::Transfer(connection)) => self.close(connection),
                 None => {}
             }
@@ -246,6 +252,8 @@ impl Server {
             Timer::Handshakes => self.cut_silent_connections(),
             Timer::Interrupt(key) => self.interrupt_python(key),
             Timer::Kill(key) => self.kill(key),
+            Timer::Start(number) => self.watch_start(number),
+            Timer::Check(key) => self.end_check(key),
             Timer::EndTransfer(key) => self.end_transfer(key),
             Timer::Accept => {
                 // What is in the set can be changed without memory.

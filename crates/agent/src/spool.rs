@@ -202,6 +202,11 @@ impl Spools {
         if self.files >= self.most_files {
             self.drop_oldest(|spool| spool.file.is_some());
         }
+        self.nameless_file()
+    }
+
+    /// A file without a name on the VM's disk; in memory where there is no such.
+    pub(crate) fn nameless_file(&self) -> Option<OwnedFd> {
         let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
         let on_disk = self
             .directory

@@ -13,6 +13,10 @@ pub(crate) enum Timer {
     Interrupt(u64),
     /// An execution whose caller is gone has had its time to end by itself.
     Kill(u64),
+    /// The interpreter with this number may have trouble to start.
+    Start(u64),
+    /// A program that looks at the language of this execution has had its time.
+    Check(u64),
     /// A file transfer whose peer is gone has had its time to end by itself.
     EndTransfer(u64),
     /// Descriptors were exhausted; accept again.

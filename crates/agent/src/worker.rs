@@ -11,15 +11,31 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::time::Instant;
 
 /// The interpreter's exit status when the code has closed its control socket.
 const LOST: i32 = 70;
 
-/// The program that runs in the VM's Python.
-const SOURCE: &str = include_str!("interpreter.py");
-/// Reads the program from descriptor 3 and runs it in a module of its own, so that `__main__` is the session's.
-const BOOTSTRAP: &str = "import sys;m=sys.modules['_instavm']=type(sys)('_instavm');\
-                         exec(compile(open(3,'rb').read(),'<instavm>','exec'),m.__dict__)";
+/// The programs that run in the VM's Python, with a NUL between them.
+const SOURCE: &str = concat!(
+    include_str!("language.py"),
+    "\0",
+    include_str!("interpreter.py")
+);
+/// Reads the programs from descriptor 3 and runs them in modules of their own, so that `__main__` is the session's.
+const BOOTSTRAP: &str = "\
+import sys
+for n, t in zip(('_instavm_language', '_instavm'), open(3, 'rb').read().split(b'\\0')):
+    m = sys.modules[n] = type(sys)(n)
+    exec(compile(t, '<instavm>', 'exec'), m.__dict__)
+";
+/// Looks at the language of a text alone.
+const CHECK: &str = "m = {'__name__': 'language'}
+exec(compile(open(3, 'rb').read(), '<instavm>', 'exec'), m)
+m['check']()
+";
+/// The exit status of [`CHECK`] when the text is for a shell.
+const FOR_A_SHELL: i32 = 3;
 
 const EXECUTE: u8 = 1;
 const ENVIRONMENT: u8 = 2;
@@ -40,6 +56,8 @@ pub(crate) enum Answer {
     },
     /// The text of the execution with this number is for a shell.
     Shell { sequence: u64 },
+    /// The language of the execution with this number was open; it is Python.
+    Python { sequence: u64 },
 }
 
 /// The state of the control socket after reading it.
@@ -63,6 +81,7 @@ pub(crate) struct Worker {
     pub(crate) outbox: Outbox,
     inbox: Vec<u8>,
     pub(crate) ready: bool,
+    pub(crate) started: Instant,
     /// How many it was given: after the first there is something to lose.
     pub(crate) executions: u64,
     /// The state of the session's environment that it knows.
@@ -90,9 +109,7 @@ pub(crate) fn start(
     null: OwnedFd,
     secret: &Secret,
 ) -> io::Result<(Started, [OwnedFd; 2])> {
-    let source = memfd_create("interpreter", MemfdFlags::CLOEXEC)?;
-    shell::write_all(&source, SOURCE.as_bytes())?;
-    rustix::fs::seek(&source, rustix::fs::SeekFrom::Start(0))?;
+    let source = in_memory("interpreter", SOURCE)?;
     let target = memfd_create("interrupt", MemfdFlags::CLOEXEC)?;
     shell::write_all(&target, &[0; 8])?;
     let flags = SocketFlags::CLOEXEC;
@@ -123,6 +140,40 @@ pub(crate) fn start(
     ))
 }
 
+/// Starts a program that looks at the language of a text beside an interpreter that is busy.
+pub(crate) fn start_check(
+    code: &str,
+    workdir: &Path,
+    environment: &BTreeMap<&str, &str>,
+    null: &OwnedFd,
+    secret: &Secret,
+) -> io::Result<i32> {
+    let descriptors = vec![
+        in_memory("text", code)?,
+        null.try_clone()?,
+        null.try_clone()?,
+        in_memory("language", include_str!("language.py"))?,
+    ];
+    let arguments = ["-I", "-S", "-c", CHECK];
+    Program::new("python3", &arguments, workdir, descriptors)?
+        .environment(environment.iter().map(|(name, value)| (*name, *value)))
+        .dies_with_agent()
+        .spawn(secret)
+}
+
+/// Has the program that looks at the language of a text found that it is for a shell?
+pub(crate) fn is_for_a_shell(ended: &Ended) -> bool {
+    ended.code() == FOR_A_SHELL
+}
+
+/// A file in memory, to be read from its beginning.
+fn in_memory(name: &str, text: &str) -> io::Result<OwnedFd> {
+    let file = memfd_create(name, MemfdFlags::CLOEXEC)?;
+    shell::write_all(&file, text.as_bytes())?;
+    rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0))?;
+    Ok(file)
+}
+
 /// A pipe whose reading end does not block.
 pub(crate) fn output_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -140,6 +191,7 @@ impl Worker {
             outbox: Outbox::default(),
             inbox: Vec::new(),
             ready: false,
+            started: Instant::now(),
             executions: 0,
             environment: 0,
             streams,
@@ -257,6 +309,7 @@ fn parse(frame: &[u8]) -> Option<Answer> {
         }),
         b'B' => Some(Answer::Begun { sequence }),
         b'S' => Some(Answer::Shell { sequence }),
+        b'P' => Some(Answer::Python { sequence }),
         _ => None,
     }
 }

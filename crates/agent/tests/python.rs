@@ -388,6 +388,53 @@ fn executions_queue_and_queued_ones_can_be_cancelled() {
 }
 
 #[test]
+fn shell_text_without_a_language_does_not_wait_for_python() {
+    let agent = Agent::start();
+    agent.bash("mkfifo gate").good();
+    let mut first = agent.execute(Some(Language::Python), "print('on')\nopen('gate').read()");
+    first.wait_for("on");
+    let mut python = agent.execute(None, "print('python')");
+    let mut unknown = agent.execute(None, "ls");
+    agent.detach("job", None, "echo detached text");
+    let outcome = agent.run(None, "echo hi there");
+    assert_eq!(outcome.finished.language, Language::Bash);
+    assert_eq!(outcome.good(), "hi there\n");
+    assert_eq!(agent.attach("job").outcome().good(), "detached text\n");
+    agent.bash("echo > gate").good();
+    assert_eq!(first.outcome().code(), 0);
+    assert_eq!(python.outcome().good(), "python\n");
+    // It could have been a name of the session's, so it had to wait.
+    assert_eq!(unknown.outcome().finished.language, Language::Bash);
+}
+
+#[test]
+fn closed_standard_descriptors_come_back() {
+    let agent = Agent::start();
+    agent.python("import os, sys\nkept = 1").good();
+    let outcome = agent.python("os.close(0); os.close(1); os.close(2)\n1/0");
+    assert!(
+        outcome
+            .err()
+            .ends_with("ZeroDivisionError: division by zero\n"),
+        "{outcome:?}"
+    );
+    assert_eq!(
+        agent.python("print(kept); os.system('echo child')").good(),
+        "1\nchild\n"
+    );
+    agent
+        .python("os.dup2(os.open('/dev/null', os.O_WRONLY), 1)")
+        .good();
+    assert_eq!(agent.python("print(kept)").good(), "1\n");
+    agent.python("sys.stdout.close()").good();
+    let outcome = agent.python("print(kept); print('e', file=sys.stderr)");
+    assert_eq!(
+        (outcome.out().as_str(), outcome.err().as_str()),
+        ("1\n", "e\n")
+    );
+}
+
+#[test]
 fn a_caller_that_hangs_up_interrupts_its_execution() {
     let agent = Agent::start();
     agent.python("import time; kept = 1").good();
@@ -480,6 +527,27 @@ subprocess.Popen(['bash', '-c', 'read < gate; echo background; echo over > gate2
 }
 
 #[test]
+fn much_background_output_comes_whole_with_the_next_python() {
+    let agent = Agent::start();
+    agent.bash("mkfifo gate").good();
+    let size = 20 << 20;
+    let code = format!(
+        "import subprocess\nsubprocess.Popen(['bash', '-c', 'head -c {size} /dev/zero; echo over > gate'])"
+    );
+    agent.python(&code).good();
+    agent.bash("read < gate").good();
+    // A shell's text has nothing to do with it, also when the interpreter had to find out.
+    assert_eq!(agent.run(None, "echo hi there").good(), "hi there\n");
+    let outcome = agent.python("print('next')");
+    assert_eq!(
+        (outcome.stdout.len(), outcome.err().as_str()),
+        (size + 5, "")
+    );
+    assert!(outcome.stdout.ends_with(b"\0next\n"));
+    assert_eq!(agent.python("print('last')").good(), "last\n");
+}
+
+#[test]
 fn the_sessions_environment_reaches_a_running_interpreter() {
     let agent = Agent::start();
     let rejoin = |pairs: &[(&str, &str)]| {
@@ -538,6 +606,15 @@ fn an_open_language_is_found() {
         ("date = 5\nprint(date)", Language::Python),
         ("print 'two'", Language::Python),
         ("for x in range(3) print(x)", Language::Python),
+        ("if x == 1 print(2)", Language::Python),
+        ("x = = 1", Language::Python),
+        ("import magick from", Language::Python),
+        ("[ 1, 2", Language::Python),
+        ("test == 5", Language::Python),
+        ("ls\nimport os", Language::Python),
+        ("ls.head()", Language::Python),
+        ("ls\nprint(1)", Language::Python),
+        ("ls\nx = 5", Language::Python),
         ("import os os", Language::Python),
         ("test = [1", Language::Python),
         ("ls", Language::Bash),
@@ -552,6 +629,15 @@ fn an_open_language_is_found() {
         ("if [ -d / ]; then echo yes; fi", Language::Bash),
         ("set -e\necho hello world", Language::Bash),
         ("(cd /; ls)", Language::Bash),
+        ("dpkg-query --version | head -1", Language::Bash),
+        ("ls\npwd", Language::Bash),
+        ("ls -la\ncd /tmp && ls", Language::Bash),
+        ("time ls /", Language::Bash),
+        ("while true; do\n  break\ndone", Language::Bash),
+        ("X=$(ls -la)\necho $X", Language::Bash),
+        ("hello() { echo hi; }; hello", Language::Bash),
+        ("[ -d / ] && echo yes", Language::Bash),
+        ("cat <<EOF\nprint(1)\nEOF", Language::Bash),
         ("#!/bin/sh\necho hi", Language::Bash),
         ("%%bash\necho hi", Language::Bash),
     ] {
@@ -561,6 +647,11 @@ fn an_open_language_is_found() {
             assert_eq!(outcome.code(), 0, "{code}: {outcome:?}");
         }
     }
+    let outcome = agent.python("%%bash\necho hi there");
+    assert_eq!(
+        (outcome.finished.language, outcome.good()),
+        (Language::Bash, "hi there\n".to_owned())
+    );
     // A name of the session is Python's, whatever program has it too.
     agent.python("ls = 3").good();
     assert_eq!(agent.run(None, "ls").finished.language, Language::Python);

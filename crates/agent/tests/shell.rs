@@ -31,22 +31,33 @@ fn the_environment_is_the_documented_one() {
     let mut request = execution("x", Some(Language::Bash), "env | sort", false);
     request.env = BTreeMap::from([("MINE".to_owned(), "1".to_owned())]);
     let outcome = agent.request(Request::Execute(request)).outcome();
-    let own = ["PWD=", "SHLVL=", "_=", "OLDPWD="];
+    let own = ["PWD=", "SHLVL=", "_=", "OLDPWD=", "INSTAVM_EXECUTION_ID="];
     let seen: Vec<String> = outcome
         .good()
         .lines()
         .filter(|line| !own.iter().any(|name| line.starts_with(name)))
         .map(str::to_owned)
         .collect();
-    let expected = [
-        "HOME=/root",
-        "LANG=C.UTF-8",
-        "MINE=1",
-        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        "PIP_ROOT_USER_ACTION=ignore",
-        "TERM=dumb",
-        "USER=root",
+    let mut expected = vec![
+        "HOME=/root".to_owned(),
+        "LANG=C.UTF-8".to_owned(),
+        "MINE=1".to_owned(),
+        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
+        "PIP_ROOT_USER_ACTION=ignore".to_owned(),
+        "TERM=dumb".to_owned(),
+        "USER=root".to_owned(),
     ];
+    let trusted = "/etc/ssl/certs/ca-certificates.crt";
+    if std::path::Path::new(trusted).exists() {
+        let names = [
+            "NODE_EXTRA_CA_CERTS",
+            "PIP_CERT",
+            "REQUESTS_CA_BUNDLE",
+            "SSL_CERT_FILE",
+        ];
+        expected.extend(names.map(|name| format!("{name}={trusted}")));
+        expected.sort();
+    }
     assert_eq!(seen, expected);
 }
 
@@ -145,6 +156,35 @@ fn interrupts_and_kills_end_scripts() {
     assert_eq!(connection.outcome().code(), 137);
     // It was in a process group of its own, but in the same session.
     wait_for_end(pid);
+}
+
+#[test]
+fn a_stopped_script_takes_along_what_left_its_session() {
+    let agent = Agent::start();
+    let other = agent
+        .bash("setsid sleep 1000 >/dev/null 2>&1 & echo $!")
+        .good();
+    // One that left the session, one that also lost its parent, and one that forgot whose it is.
+    let code = "setsid sleep 1000 & echo $!
+(setsid sleep 1001 & echo $!)
+env -i setsid bash -c 'echo $$; sleep 1002; true' &
+sleep 0.1 & wait $!
+echo on
+wait";
+    for (control, status) in [(Control::Interrupt, 130), (Control::Kill, 137)] {
+        let mut connection = agent.execute(Some(Language::Bash), code);
+        let text = connection.wait_for("on\n");
+        connection.send(&control);
+        assert_eq!(connection.outcome().code(), status);
+        let pids: Vec<&str> = text.lines().filter(|line| *line != "on").collect();
+        assert_eq!(pids.len(), 3, "{text}");
+        for pid in pids {
+            wait_for_end(pid);
+        }
+    }
+    // What an earlier script has left to itself is not theirs.
+    agent.bash(&format!("kill -0 {other}")).good();
+    agent.bash(&format!("kill {other}")).good();
 }
 
 #[test]
