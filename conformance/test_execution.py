@@ -9,6 +9,8 @@ import pytest
 import requests
 from daemon import eventually
 
+from instavm import ExecutionError, InstaVMError
+
 pytestmark = pytest.mark.contract
 
 
@@ -87,6 +89,21 @@ def test_an_exception_is_a_traceback_without_our_frames(client):
     assert len(files) == 2, result["stderr"]
     assert "line 3" in files[0] and "line 2" in files[1]
     assert client.execute("print('goes on')")["stdout"] == "goes on\n"
+
+
+def test_a_stopped_command_is_a_traceback_without_our_frames(client):
+    result = client.execute("import os\n!sleep 100", timeout=2)
+    assert result["timed_out"] is True
+    assert "line 2, in <module>" in result["stderr"] and "KeyboardInterrupt" in result["stderr"]
+    assert "<instavm>" not in result["stderr"] and "subprocess" not in result["stderr"]
+
+
+def test_closing_the_standard_descriptors_does_not_silence_the_session(client):
+    client.execute("import os; kept = 'kept'; os.close(1)")
+    assert client.execute("print(kept)")["stdout"] == "kept\n"
+    client.execute("os.close(2)")
+    assert client.execute("1/0")["stderr"].endswith("ZeroDivisionError: division by zero\n")
+    assert client.execute("print(kept)")["stdout"] == "kept\n"
 
 
 def test_a_syntax_error_names_its_line(client):
@@ -233,6 +250,13 @@ def test_64_mib_of_output_come_whole(client, language):
     assert result["stdout"].count("x") == size
 
 
+def test_background_output_of_python_comes_whole_with_the_next_python(client):
+    size = 8 << 20
+    client.execute(f"import subprocess\nsubprocess.Popen('head -c {size} /dev/zero | tr \"\\\\0\" x; touch /tmp/over', shell=True)")
+    eventually(lambda: client.execute("test -e /tmp/over", language="bash")["exit_code"] == 0)
+    assert client.execute("print('next')")["stdout"] == "x" * size + "next\n"
+
+
 def test_output_of_late_children_belongs_to_nobody_else(client):
     client.execute("(sleep 0.5; echo late; touch /tmp/late) &", language="bash")
     eventually(lambda: client.execute("test -e /tmp/late", language="bash")["exit_code"] == 0)
@@ -293,6 +317,14 @@ def test_children_of_a_timed_out_script_are_gone(client):
     eventually(lambda: client.execute("pgrep -c 'sleep' || true", language="bash")["stdout"].strip() == "0", 5)
 
 
+def test_what_a_stopped_script_has_sent_away_is_gone_and_what_a_finished_one_has_left_stays(client):
+    client.execute("setsid sleep 5151 >/dev/null 2>&1 &", language="bash")
+    result = client.execute("setsid sleep 5252 & (setsid sleep 5353 &) ; sleep 5454", language="bash", timeout=1)
+    assert result["timed_out"] is True
+    left = "pgrep -a sleep | cut -d' ' -f2-"
+    eventually(lambda: client.execute(left, language="bash")["stdout"] == "sleep 5151\n", 5)
+
+
 def test_python_calls_queue_and_shell_calls_run_at_once(daemon, client, stopwatch):
     http = daemon.http()
     results = {}
@@ -308,6 +340,18 @@ def test_python_calls_queue_and_shell_calls_run_at_once(daemon, client, stopwatc
     assert stopwatch() < 1.5
     slow.join()
     assert client.execute("print(order)")["stdout"] == "['slow']\n"
+
+
+def test_shell_text_without_a_language_starts_beside_a_busy_python(daemon, client):
+    http = daemon.http()
+    code = "import os, time\nopen('/tmp/busy', 'w')\nwhile not os.path.exists('/tmp/go'): time.sleep(0.05)"
+    busy = threading.Thread(target=lambda: http.execute(client.session_id, code, "python", 60))
+    busy.start()
+    eventually(lambda: client.execute("test -e /tmp/busy", language="bash")["exit_code"] == 0, 5)
+    # It would wait for itself if it waited for Python.
+    result = client.execute("touch /tmp/go && echo at once", timeout=20)
+    assert (result["stdout"], result["language"]) == ("at once\n", "bash")
+    busy.join()
 
 
 def test_the_queue_counts_towards_the_time(daemon, client):
@@ -410,6 +454,54 @@ def test_programs_with_authorities_of_their_own_trust_what_the_vm_trusts(run, ba
 def test_sudo_works_without_a_word(client):
     result = client.execute("sudo id -u; sudo -u appuser -- id -un; sudo -u appuser -- sudo id -u", language="bash")
     assert (result["stdout"], result["stderr"]) == ("0\nappuser\n0\n", "")
+
+
+def test_files_of_the_kernel_come_down_whole(client):
+    for path in ("/proc/version", "/sys/class/net/eth0/address"):
+        expected = client.execute(f"cat {path}", language="bash")["stdout"]
+        assert client.download_file(path)["content"].decode() == expected
+    assert b"processor" in client.download_file("/proc/cpuinfo")["content"]
+    assert b"eth0" in client.download_file("/proc/net/dev")["content"]
+
+
+def test_no_file_leads_to_the_agent(client, tmp_path):
+    local = tmp_path / "local"
+    local.write_bytes(b"x")
+    for path in ("/proc/self/exe", "/proc/self/root/app/x", "/dev/fd/3"):
+        with pytest.raises(InstaVMError) as refused:
+            client.upload_file(str(local), path)
+        assert "instavm-agent" not in str(refused.value)
+        with pytest.raises(InstaVMError):
+            client.download_file(path)
+
+
+def test_what_is_masked_of_the_host_does_not_hinder_the_tools(bash, run):
+    for path in "cmdline diskstats mdstat partitions swaps".split():
+        assert bash(f"[ ! -e /proc/{path} ] || cat /proc/{path}") == ""
+    for path in "class/block class/bdi devices/virtual/block devices/virtual/bdi".split():
+        assert bash(f"[ ! -e /sys/{path} ] || ls -A /sys/{path}") == ""
+    for command in ("df -h /", "free -m", "top -b -n 1", "ps aux", "uptime", "vmstat", "mount", "nproc"):
+        assert bash(command).strip(), command
+    assert int(run("print([line.split()[1] for line in open('/proc/meminfo') if line.startswith('MemTotal')][0])")) > 0
+    assert run("print(open('/proc/stat').read().split()[0])") == "cpu\n"
+
+
+def test_memory_that_is_full_of_files_is_said_at_once(clients, stopwatch):
+    client = clients(memory_mb=256)
+    client.execute("mount -t tmpfs none /mnt; dd if=/dev/zero of=/mnt/fill bs=64k", language="bash", timeout=30)
+
+    def refused():
+        stopwatch()
+        try:
+            # The interpreter from before may still be there, without the memory to go on.
+            client.execute("print(1)", language="python", timeout=10)
+        except ExecutionError as error:
+            return str(error)
+
+    message = eventually(refused, 60)
+    assert stopwatch() < 8
+    assert "409" in message
+    assert client.get_session_status()["vm_alive"] is True
 
 
 def test_apt_and_dpkg_are_in_order(bash):
