@@ -5,7 +5,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method as HttpMethod, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use instavm::{Call, Client, ClientBuilder, Code, Error, Method, NetworkCause, Target};
+use instavm::{Call, Client, ClientBuilder, Error, Method, NetworkCause, Target};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
