@@ -49,6 +49,27 @@ def test_fields_of_a_session_are_checked_by_name(http, fields, words):
     refused(http.post(START, {"api_key": http.key, **fields}), 422, *words)
 
 
+def test_numbers_are_taken_as_callers_write_them(http, client):
+    session_id = http.start_session(vm_lifetime_seconds=60.0, memory_mb=256.0, vcpu_count=1.0, env={"A": None, "B": 2})
+    command = {"command": "echo ${A-unset} $B", "session_id": session_id.upper(), "language": "bash", "timeout": 2.5}
+    answer = http.post("/execute", command)
+    assert answer.status_code == 200 and answer.json()["stdout"] == "unset 2\n", answer.text
+    http.post("/kill", {"session_id": session_id})
+
+
+def test_refusals_speak_of_the_request(http, client):
+    refused(http.post(START, {"vm_lifetime_seconds": "x"}), 422, "vm_lifetime_seconds: must be an integer")
+    refused(http.post(START, [http.key, 300, 256, 1, {}, {}]), 422, "the body must be a JSON object")
+    refused(http.get("/v1/vms/?limit=x"), 422, "limit: must be an integer")
+    body = '{"command": "\\ud800", "session_id": "%s"}' % client.session_id
+    refused(http.request("POST", "/execute", data=body), 400, "command: has half of a surrogate pair")
+
+
+def test_strangers_cannot_send_long_bodies(http):
+    body = {"api_key": http.key, "metadata": {"a": "x" * (2 << 20)}}
+    refused(http.request("POST", START, json=body, headers={"X-API-Key": None}), 413, "1048576")
+
+
 def test_null_is_absent(http):
     body = {"vm_lifetime_seconds": None, "memory_mb": None, "vcpu_count": None, "metadata": None, "env": None}
     http.post("/kill", {"session_id": http.start_session(**body)})
@@ -198,8 +219,9 @@ def test_unknown_paths_and_methods_are_json_too(http):
     refused(http.delete("/v1/sessions/sandboxes"), 405)
 
 
-def test_doubled_slashes_are_tolerated(http):
-    assert http.get("//v1/users/me").status_code == 200
+def test_doubled_and_trailing_slashes_are_tolerated(http):
+    for path in ("//v1/users/me", "/v1/users/me/", "/v1/ssh-keys/", "/v1/api-keys", "/"):
+        assert http.get(path).status_code == 200, path
 
 
 def test_ids_are_decoded_after_the_path_is_split(http, client):

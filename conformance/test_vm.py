@@ -123,3 +123,12 @@ def test_unknown_and_foreign_vms_are_404(manager, tenant, http):
         assert caller.delete(f"/v1/vms/{vm_id}").status_code == 404
     assert vm["vm_id"] not in {record["vm_id"] for record in tenant.get("/v1/vms/").json()}
     assert http.get(f"/v1/vms/{vm['vm_id']}").json()["status"] == "active"
+
+
+def test_the_newest_records_come_first_and_only_as_many_as_asked_for(http):
+    ids = [http.post("/v1/vms", {"memory_mb": 256}).json()["vm_id"] for _ in range(2)]
+    for vm_id in ids:
+        http.delete(f"/v1/vms/{vm_id}")
+    listed = [vm["vm_id"] for vm in http.get("/v1/vms/?limit=2").json()]
+    assert len(listed) == 2 and set(ids) <= set(vm["vm_id"] for vm in http.get("/v1/vms/").json())
+    assert http.get("/v1/vms/?limit=0").status_code == 422

@@ -15,8 +15,12 @@ pub struct Execute {
     /// Absent: Python, unless the text is no Python and starts with a program of the VM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub language: Option<Language>,
-    /// Seconds; the answer comes before they are over.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Seconds; the answer comes before they are over. A fraction is rounded up.
+    #[serde(
+        default,
+        deserialize_with = "crate::number::seconds",
+        skip_serializing_if = "Option::is_none"
+    )]
     #[schema(example = 60)]
     pub timeout: Option<i64>,
     /// Not available yet: anything but an empty list is refused.

@@ -1,14 +1,17 @@
 //! The wire types of the public API: requests, responses, the error body. No I/O, no rules.
 //!
-//! Requests ignore keys that they do not know and take `null` for a key that is absent. Times are ISO-8601 in UTC.
+//! Requests ignore keys that they do not know and take `null` for a key that is absent; an integer may be written with a
+//! point, as `60.0`. Times are ISO-8601 in UTC.
 #![forbid(unsafe_code)]
 
 pub mod api_key;
 pub mod error;
 pub mod execution;
 pub mod file;
+mod number;
 pub mod secret;
 pub mod session;
+mod shape;
 pub mod ssh_key;
 pub mod user;
 pub mod variable;

@@ -12,17 +12,21 @@ pub struct StartSession {
     pub api_key: Option<Secret>,
     /// Seconds from the start of the VM to its end.
     #[schema(example = 300)]
+    #[serde(default, deserialize_with = "crate::number::integer")]
     pub vm_lifetime_seconds: Option<i64>,
     /// Memory in MiB.
     #[schema(example = 1024)]
+    #[serde(default, deserialize_with = "crate::number::integer")]
     pub memory_mb: Option<i64>,
     /// Processors.
     #[schema(example = 2)]
+    #[serde(default, deserialize_with = "crate::number::integer")]
     pub vcpu_count: Option<i64>,
     /// Labels; `GET /v1/sessions/sandboxes` finds sessions by them.
     #[schema(value_type = Option<Object>)]
     pub metadata: Option<Metadata>,
-    /// Environment of every execution.
+    /// Environment of every execution. A variable that is `null` is left out.
+    #[serde(default, deserialize_with = "crate::shape::environment")]
     pub env: Option<BTreeMap<String, Variable>>,
 }
 
@@ -115,6 +119,7 @@ pub struct NetworkIo {
 #[into_params(parameter_in = Query)]
 pub struct AppUrlQuery {
     /// 1 to 65535; 80 when absent.
+    #[serde(default, deserialize_with = "crate::number::of_query")]
     pub port: Option<i64>,
 }
 
@@ -153,6 +158,7 @@ pub struct SandboxesQuery {
     /// A JSON object as text: every key of it must be in the session's metadata with the same value.
     pub metadata: Option<String>,
     /// 1 to 1000; 100 when absent.
+    #[serde(default, deserialize_with = "crate::number::of_query")]
     pub limit: Option<i64>,
 }
 

@@ -10,19 +10,23 @@ use utoipa::{IntoParams, ToSchema};
 pub struct CreateVm {
     /// Seconds from the VM's start to its end.
     #[schema(example = 3600)]
+    #[serde(default, deserialize_with = "crate::number::integer")]
     pub vm_lifetime_seconds: Option<i64>,
     /// Memory in MiB.
     #[schema(example = 1024)]
+    #[serde(default, deserialize_with = "crate::number::integer")]
     pub memory_mb: Option<i64>,
     /// Processors.
     #[schema(example = 2)]
+    #[serde(default, deserialize_with = "crate::number::integer")]
     pub vcpu_count: Option<i64>,
     /// The session that gets the VM. One that lives keeps the VM that it has.
     pub session_id: Option<String>,
     /// Labels.
     #[schema(value_type = Option<Object>)]
     pub metadata: Option<Metadata>,
-    /// Environment of every execution.
+    /// Environment of every execution. A variable that is `null` is left out.
+    #[serde(default, deserialize_with = "crate::shape::environment")]
     pub env: Option<BTreeMap<String, Variable>>,
     /// Only `standard`.
     pub image_variant: Option<String>,
@@ -34,6 +38,7 @@ pub struct CreateVm {
     /// Not available yet: anything but an empty list is refused.
     pub vault_ids: Option<Vec<String>>,
     /// Not available yet: a policy that closes anything is refused.
+    #[serde(default, deserialize_with = "crate::shape::object")]
     pub egress_policy: Option<EgressPolicy>,
     /// Not available yet: `true` is refused.
     pub snapshot_on_terminate: Option<bool>,
@@ -67,7 +72,17 @@ pub struct EgressPolicy {
 #[into_params(parameter_in = Query)]
 pub struct CreateVmQuery {
     /// `true` (the default): answer when the VM executes code. `false`: answer at once, with the status `creating`.
+    #[serde(default, deserialize_with = "crate::shape::truth_of_query")]
     pub wait: Option<bool>,
+}
+
+/// How many VMs are asked for.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct ListVmsQuery {
+    /// The most records, of the newest VMs: 1 to 10000; 1000 when absent.
+    #[serde(default, deserialize_with = "crate::number::of_query")]
+    pub limit: Option<i64>,
 }
 
 /// A VM.

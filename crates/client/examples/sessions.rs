@@ -28,7 +28,7 @@ async fn main() -> instavm::Result<()> {
     // Publishing a port is refused by a platform without shares.
     match client.get_session_app_url(Some(8080)).await {
         Ok(url) => println!("port 8080 is at {}", url.app_url),
-        Err(Error::Session { failure, .. }) => println!("port 8080: {failure:?}"),
+        Err(error @ Error::Session { .. }) => println!("{error}"),
         Err(error) => return Err(error),
     }
 

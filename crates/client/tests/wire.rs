@@ -100,7 +100,7 @@ impl Server {
 }
 
 fn json(status: u16, body: &'static str) -> Response {
-    let status = StatusCode::from_u16(status).unwrap();
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::IM_A_TEAPOT);
     (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
@@ -137,56 +137,64 @@ async fn a_session_without_an_id_is_no_session() -> Result<()> {
     Ok(())
 }
 
+type Check = fn(&Error) -> bool;
+
+/// A status, a body, what it says, and which error it is.
+const STATUSES: [(u16, &str, Option<&str>, Check); 9] = [
+    (401, r#"{"detail":"no"}"#, Some("no"), |e| {
+        matches!(e, Error::Authentication { .. })
+    }),
+    (403, r#"{"detail":"over plan"}"#, Some("over plan"), |e| {
+        matches!(e, Error::Forbidden { .. })
+    }),
+    (429, "slow down", Some("slow down"), |e| {
+        matches!(e, Error::RateLimit { .. })
+    }),
+    (404, r#"{"detail":"","error":"gone"}"#, Some("gone"), |e| {
+        matches!(e, Error::Execution { .. })
+    }),
+    (
+        422,
+        r#"{"detail":[{"msg":"bad"}]}"#,
+        Some(r#"[{"msg":"bad"}]"#),
+        |e| matches!(e, Error::Execution { .. }),
+    ),
+    (400, r#"{"message":"m"}"#, Some("m"), |e| {
+        matches!(e, Error::Execution { .. })
+    }),
+    (409, "", None, |e| matches!(e, Error::Execution { .. })),
+    (500, "[1]", None, |e| {
+        matches!(
+            e,
+            Error::Network {
+                cause: NetworkCause::Server(_),
+                ..
+            }
+        )
+    }),
+    (504, "late", Some("late"), |e| {
+        matches!(
+            e,
+            Error::Network {
+                cause: NetworkCause::Server(_),
+                ..
+            }
+        )
+    }),
+];
+
 #[tokio::test]
 async fn statuses_become_the_errors_of_the_python_sdk() -> Result<()> {
-    type Check = fn(&Error) -> bool;
-    let cases: [(u16, &'static str, Option<&str>, Check); 9] = [
-        (401, r#"{"detail":"no"}"#, Some("no"), |e| {
-            matches!(e, Error::Authentication { .. })
-        }),
-        (403, r#"{"detail":"over plan"}"#, Some("over plan"), |e| {
-            matches!(e, Error::Forbidden { .. })
-        }),
-        (429, "slow down", Some("slow down"), |e| {
-            matches!(e, Error::RateLimit { .. })
-        }),
-        (404, r#"{"detail":"","error":"gone"}"#, Some("gone"), |e| {
-            matches!(e, Error::Execution { .. })
-        }),
-        (
-            422,
-            r#"{"detail":[{"msg":"bad"}]}"#,
-            Some(r#"[{"msg":"bad"}]"#),
-            |e| matches!(e, Error::Execution { .. }),
-        ),
-        (400, r#"{"message":"m"}"#, Some("m"), |e| {
-            matches!(e, Error::Execution { .. })
-        }),
-        (409, "", None, |e| matches!(e, Error::Execution { .. })),
-        (500, "[1]", None, |e| {
-            matches!(
-                e,
-                Error::Network {
-                    cause: NetworkCause::Server(_),
-                    ..
-                }
-            )
-        }),
-        (504, "late", Some("late"), |e| {
-            matches!(
-                e,
-                Error::Network {
-                    cause: NetworkCause::Server(_),
-                    ..
-                }
-            )
-        }),
-    ];
-    let server = Server::start(cases.iter().map(|(status, body, ..)| json(*status, body))).await?;
+    let server = Server::start(
+        STATUSES
+            .iter()
+            .map(|(status, body, ..)| json(*status, body)),
+    )
+    .await?;
     // Whatever the platform answers is final.
     let client = server.builder().max_retries(3).build().await?;
     client.use_session("s1");
-    for (status, body, detail, check) in cases {
+    for (status, body, detail, check) in STATUSES {
         let error = client.execute("x").await.unwrap_err();
         assert!(check(&error), "{status}: {error:?}");
         assert_eq!(

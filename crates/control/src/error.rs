@@ -16,6 +16,7 @@ pub(crate) enum Kind {
     Denied,
     NotFound,
     WrongMethod,
+    TooSlow,
     Conflict,
     TooLarge,
     UnsupportedMedia,
@@ -34,6 +35,7 @@ impl Kind {
             Kind::Denied => StatusCode::FORBIDDEN,
             Kind::NotFound => StatusCode::NOT_FOUND,
             Kind::WrongMethod => StatusCode::METHOD_NOT_ALLOWED,
+            Kind::TooSlow => StatusCode::REQUEST_TIMEOUT,
             Kind::Conflict => StatusCode::CONFLICT,
             Kind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Kind::UnsupportedMedia => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -124,7 +126,7 @@ impl From<NodeError> for Problem {
     }
 }
 
-/// Seconds after which a caller may try again when the platform is full.
+/// Seconds after which a caller may try again when the platform is full, or their account is.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("5");
 
 impl IntoResponse for Problem {
@@ -136,7 +138,7 @@ impl IntoResponse for Problem {
             detail: self.message,
         });
         let mut response = (self.kind.status(), body).into_response();
-        if matches!(self.kind, Kind::AtCapacity) {
+        if matches!(self.kind, Kind::AtCapacity | Kind::TooMany) {
             response
                 .headers_mut()
                 .insert(header::RETRY_AFTER, RETRY_AFTER);

@@ -25,6 +25,7 @@
 #![forbid(unsafe_code)]
 
 pub mod api_key;
+mod body;
 mod bounds;
 mod clock;
 mod error;
@@ -32,11 +33,13 @@ pub mod execution;
 mod extract;
 pub mod file;
 mod health;
+mod index;
 mod live;
 mod metrics;
 pub mod openapi;
 mod platform;
 mod reconcile;
+mod refusal;
 mod router;
 pub mod session;
 mod settings;

@@ -19,6 +19,7 @@ pub(crate) fn routes() -> OpenApiRouter<Platform> {
         .merge(crate::api_key::routes::routes())
         .merge(crate::ssh_key::routes::routes())
         .merge(crate::user::routes::routes())
+        .routes(routes!(crate::index::show))
         .routes(routes!(crate::health::show))
         .routes(routes!(crate::metrics::show))
         .routes(routes!(show))

@@ -1,6 +1,7 @@
 //! The platform: its parts, its start, its end.
 
 use crate::api_key::service::Keys;
+use crate::body::Bodies;
 use crate::error::Chain;
 use crate::execution::answer::Answers;
 use crate::live::Live;
@@ -59,6 +60,7 @@ pub struct Inner {
     pub(crate) live: Live,
     pub(crate) metrics: Metrics,
     pub(crate) answers: Answers,
+    pub(crate) bodies: Bodies,
     /// Everything that runs beside requests.
     pub(crate) tracker: TaskTracker,
     /// Tells it to end.
@@ -103,6 +105,7 @@ impl Platform {
             inner: Arc::new(Inner {
                 database,
                 node,
+                bodies: Bodies::new(&settings),
                 settings,
                 keys: Keys::default(),
                 live: Live::default(),

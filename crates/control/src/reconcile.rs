@@ -22,8 +22,10 @@ const TICK: Duration = Duration::from_secs(1);
 const FLUSH: u64 = 5;
 /// Ticks between two comparisons with the node.
 const COMPARE: u64 = 30;
-/// Ticks between two clearings of old records.
+/// Ticks between two clearings of old records, of which one is at the start.
 const CLEAR: u64 = 3_600;
+/// Records that are dropped in one go.
+const CLEAR_AT_ONCE: u32 = 500;
 /// How much earlier than planned an ending still counts as the planned one.
 const EXPIRY_SLACK: Duration = Duration::from_secs(2);
 
@@ -175,7 +177,7 @@ async fn tick(platform: Platform, mut changes: i64) {
             compare(&platform).await;
             platform.live.sweep();
         }
-        if count % CLEAR == 0 {
+        if count % CLEAR == 1 {
             clear(&platform).await;
         }
     }
@@ -191,9 +193,22 @@ async fn accounts(platform: &Platform, seen: &mut i64) -> Result<(), StoreError>
     Ok(())
 }
 
+/// Drops records that are older than they are kept for.
 async fn clear(platform: &Platform) {
-    let before = Moment::now().minus(platform.settings.execution_retention);
+    let settings = &platform.settings;
+    let before = Moment::now().minus(settings.execution_retention);
     if let Err(error) = execution_rows::drop_old(&platform.database, before).await {
         tracing::error!(error = %Chain(&error), "clearing old executions failed");
     }
+    let before = Moment::now().minus(settings.record_retention);
+    if let Err(error) = clear_vms(platform, before).await {
+        tracing::error!(error = %Chain(&error), "clearing old VMs and sessions failed");
+    }
+}
+
+/// A few at a time, so that nobody else waits for long.
+async fn clear_vms(platform: &Platform, before: Moment) -> Result<(), StoreError> {
+    while vm_rows::drop_old(&platform.database, before, CLEAR_AT_ONCE).await? > 0 {}
+    while session_rows::drop_old(&platform.database, before, CLEAR_AT_ONCE).await? > 0 {}
+    Ok(())
 }

@@ -28,24 +28,45 @@ pub(crate) fn build(platform: &Platform) -> Router {
         ))
         .with_state(platform.clone());
     // A layer of a router runs after the choice of the route, so this one goes around a router of its own.
-    Router::new().fallback_service(MapRequestLayer::new(one_leading_slash).layer(routes))
+    Router::new().fallback_service(MapRequestLayer::new(canonical).layer(routes))
 }
 
-/// A base URL that ends in a slash makes paths that begin with two.
-fn one_leading_slash(mut request: Request) -> Request {
-    if request.uri().path().starts_with("//")
-        && let Some(uri) = without_double_slash(request.uri())
+/// A base URL that ends in a slash makes paths that begin with two; some callers end every path with one.
+fn canonical(mut request: Request) -> Request {
+    if let Some(path) = canonical_path(request.uri().path())
+        && let Some(uri) = with_path(request.uri(), &path)
     {
         *request.uri_mut() = uri;
     }
     request
 }
 
-fn without_double_slash(uri: &Uri) -> Option<Uri> {
-    let text = uri.path_and_query()?.as_str();
-    let path: PathAndQuery = format!("/{}", text.trim_start_matches('/')).parse().ok()?;
+/// The path that is meant, unless it is this one.
+fn canonical_path(path: &str) -> Option<String> {
+    let single = match path.trim_start_matches('/') {
+        rest if path.starts_with("//") => &path[path.len() - rest.len() - 1..],
+        _ => path,
+    };
+    let meant = match single {
+        // Those of an address of its own with the slash, and the pages of the documentation.
+        "/" | "/v1/vms/" | "/v1/api-keys/" => single,
+        "/v1/api-keys" => "/v1/api-keys/",
+        _ if single.starts_with("/docs") => single,
+        _ => match single.strip_suffix('/') {
+            Some(without) if !without.ends_with('/') => without,
+            _ => single,
+        },
+    };
+    (meant != path).then(|| meant.to_owned())
+}
+
+fn with_path(uri: &Uri, path: &str) -> Option<Uri> {
+    let text = match uri.query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    };
     let mut parts = uri.clone().into_parts();
-    parts.path_and_query = Some(path);
+    parts.path_and_query = Some(text.parse::<PathAndQuery>().ok()?);
     Uri::from_parts(parts).ok()
 }
 
@@ -54,17 +75,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_leading_slashes_are_collapsed() {
-        let collapsed = |text: &str| {
+    fn paths_are_taken_as_they_are_meant() {
+        let meant = |text: &str| {
             let request = Request::builder()
                 .uri(text)
                 .body(axum::body::Body::empty())
                 .unwrap();
-            one_leading_slash(request).uri().to_string()
+            canonical(request).uri().to_string()
         };
-        assert_eq!(collapsed("//v1/vms/?a=//b"), "/v1/vms/?a=//b");
-        assert_eq!(collapsed("///v1/vms"), "/v1/vms");
-        assert_eq!(collapsed("/v1//vms"), "/v1//vms");
-        assert_eq!(collapsed("/"), "/");
+        for (given, wanted) in [
+            ("//v1/vms/?a=//b", "/v1/vms/?a=//b"),
+            ("///v1/vms", "/v1/vms"),
+            ("/v1//vms", "/v1//vms"),
+            ("/v1/vms", "/v1/vms"),
+            ("/v1/vms/", "/v1/vms/"),
+            ("/v1/vms/x/", "/v1/vms/x"),
+            ("/v1/api-keys", "/v1/api-keys/"),
+            ("/v1/api-keys/7/", "/v1/api-keys/7"),
+            ("//v1/users/me/?a=/", "/v1/users/me?a=/"),
+            ("/v1/users/me//", "/v1/users/me//"),
+            ("/execute/", "/execute"),
+            ("/docs/", "/docs/"),
+            ("/", "/"),
+            ("//", "/"),
+            ("/a%2F/", "/a%2F"),
+        ] {
+            assert_eq!(meant(given), wanted, "{given}");
+        }
     }
 }

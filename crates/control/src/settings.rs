@@ -26,6 +26,12 @@ pub struct Settings {
     pub vms_per_account: usize,
     /// Bytes of a JSON or form body.
     pub body_limit: usize,
+    /// Bytes of all such bodies together; more are refused for the time being.
+    pub body_memory: usize,
+    /// How long a body may pause.
+    pub body_idle: Duration,
+    /// How long a JSON or form body may take.
+    pub body_time: Duration,
     /// Bytes of an uploaded file.
     pub upload_limit: u64,
     /// Seconds of an execution whose caller names none.
@@ -38,6 +44,8 @@ pub struct Settings {
     pub provision_wait: Duration,
     /// How long finished background executions can be asked for.
     pub execution_retention: Duration,
+    /// How long the records of VMs that have ended can be asked for, and those of sessions that have no others.
+    pub record_retention: Duration,
     /// The host (and port, unless it is 22) of the SSH gateway, for VM records; `None` while there is none.
     pub ssh_gateway: Option<String>,
 }
@@ -55,12 +63,16 @@ impl Default for Settings {
             disk_bytes: 10 << 30,
             vms_per_account: 1_000,
             body_limit: 16 << 20,
+            body_memory: 512 << 20,
+            body_idle: Duration::from_secs(30),
+            body_time: Duration::from_secs(120),
             upload_limit: 8 << 30,
             execute_timeout_default: 60,
             background_timeout_default: 600,
             execute_timeout_range: 1..=600,
             provision_wait: Duration::from_secs(120),
             execution_retention: Duration::from_secs(7 * 86_400),
+            record_retention: Duration::from_secs(30 * 86_400),
             ssh_gateway: None,
         }
     }

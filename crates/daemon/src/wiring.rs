@@ -237,14 +237,27 @@ fn settings(config: &Config) -> Settings {
         disk_bytes: u64::from(config.vm_disk_gib) << 30,
         vms_per_account: size(config.limits_vms_per_account.into()),
         body_limit: size(config.limits_json_bytes),
+        body_memory: body_memory(defaults.body_memory),
         upload_limit: config.limits_upload_bytes,
         execute_timeout_default: config.limits_execute_timeout_seconds,
         background_timeout_default: config.limits_execute_async_timeout_seconds,
         execute_timeout_range: *defaults.execute_timeout_range.start()
             ..=config.limits_execute_timeout_seconds_max,
         execution_retention: Duration::from_secs(config.executions_retention_seconds.into()),
+        record_retention: Duration::from_secs(config.records_retention_seconds.into()),
         ..defaults
     }
+}
+
+/// What bodies of requests may take together: an eighth of the host's memory, and no more than is useful.
+fn body_memory(most: usize) -> usize {
+    let kib = std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| {
+            let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+            line?.split_whitespace().next()?.parse::<u64>().ok()
+        });
+    kib.map_or(most, |kib| most.min(size((kib << 10) / 8)))
 }
 
 fn source(choice: ImageSource) -> Option<Source> {

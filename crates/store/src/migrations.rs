@@ -20,6 +20,11 @@ const STEPS: &[(i64, &str, &str)] = &[
         "instance",
         include_str!("../migrations/0002_instance.sql"),
     ),
+    (
+        3,
+        "retention",
+        include_str!("../migrations/0003_retention.sql"),
+    ),
 ];
 
 /// The one word that the two dialects do not share.

@@ -2,9 +2,10 @@
 
 use super::service::{self, ApiKey};
 use crate::Platform;
+use crate::body::JsonBody;
 use crate::clock::Moment;
 use crate::error::Problem;
-use crate::extract::{Caller, JsonBody, NumberId};
+use crate::extract::{Caller, NumberId};
 use axum::Json;
 use axum::extract::State;
 use instavm_api::ErrorBody;
@@ -37,14 +38,16 @@ fn record(key: ApiKey) -> api::ApiKey {
         (status = 200, description = "The key", body = api::NewApiKey),
         (status = 400, description = "Malformed JSON", body = ErrorBody),
         (status = 401, description = "No valid key", body = ErrorBody),
+        (status = 408, description = "The body came too slowly", body = ErrorBody),
         (status = 413, description = "The body is over the limit", body = ErrorBody),
         (status = 422, description = "A field is wrong", body = ErrorBody),
+        (status = 503, description = "Too many long requests are being read; see Retry-After", body = ErrorBody),
     ),
 )]
 async fn create(
     State(platform): State<Platform>,
     caller: Caller,
-    JsonBody(request): JsonBody<api::CreateApiKey>,
+    JsonBody { value: request, .. }: JsonBody<api::CreateApiKey>,
 ) -> Result<Json<api::NewApiKey>, Problem> {
     let description = request.description.unwrap_or_default();
     let (api_key, key) = service::create(&platform, caller.account_id, &description).await?;
@@ -98,15 +101,17 @@ async fn show(
         (status = 400, description = "Malformed JSON", body = ErrorBody),
         (status = 401, description = "No valid key", body = ErrorBody),
         (status = 404, description = "No such key", body = ErrorBody),
+        (status = 408, description = "The body came too slowly", body = ErrorBody),
         (status = 413, description = "The body is over the limit", body = ErrorBody),
         (status = 422, description = "A field is wrong", body = ErrorBody),
+        (status = 503, description = "Too many long requests are being read; see Retry-After", body = ErrorBody),
     ),
 )]
 async fn update(
     State(platform): State<Platform>,
     caller: Caller,
     NumberId(id): NumberId,
-    JsonBody(request): JsonBody<api::UpdateApiKey>,
+    JsonBody { value: request, .. }: JsonBody<api::UpdateApiKey>,
 ) -> Result<Json<api::ApiKey>, Problem> {
     let description = request.description;
     let key = service::update(

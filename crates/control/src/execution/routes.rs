@@ -3,10 +3,11 @@
 use super::answer::{self, Output, Texts};
 use super::service::{self, Record, Run};
 use crate::Platform;
+use crate::body::JsonBody;
 use crate::bounds;
 use crate::clock::{Moment, micros, seconds};
 use crate::error::Problem;
-use crate::extract::{Caller, Id, JsonBody};
+use crate::extract::{Caller, Id};
 use crate::session::service as sessions;
 use axum::Json;
 use axum::extract::State;
@@ -14,7 +15,7 @@ use axum::response::Response;
 use instavm_api::ErrorBody;
 use instavm_api::execution as api;
 use instavm_node_api::{Execution, Language};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -35,6 +36,7 @@ pub(crate) fn routes() -> OpenApiRouter<Platform> {
         (status = 400, description = "Malformed JSON", body = ErrorBody),
         (status = 401, description = "No valid key", body = ErrorBody),
         (status = 404, description = "No such session, or it was killed", body = ErrorBody),
+        (status = 408, description = "The body came too slowly", body = ErrorBody),
         (status = 409, description = "The VM ended meanwhile, or has run out of processes or memory", body = ErrorBody),
         (status = 413, description = "The body is over the limit", body = ErrorBody),
         (status = 422, description = "A field is wrong", body = ErrorBody),
@@ -46,9 +48,9 @@ pub(crate) fn routes() -> OpenApiRouter<Platform> {
 async fn execute(
     State(platform): State<Platform>,
     caller: Caller,
-    JsonBody(request): JsonBody<api::Execute>,
+    body: JsonBody<api::Execute>,
 ) -> Result<Response, Problem> {
-    let received = Instant::now();
+    let (request, received) = (body.value, body.arrived.into_std());
     let session = sessions::find(&platform, caller.account_id, &request.session_id).await?;
     let run = checked(
         &platform,
@@ -140,6 +142,7 @@ async fn answer(
         (status = 400, description = "Malformed JSON", body = ErrorBody),
         (status = 401, description = "No valid key", body = ErrorBody),
         (status = 404, description = "No such session, or it was killed", body = ErrorBody),
+        (status = 408, description = "The body came too slowly", body = ErrorBody),
         (status = 413, description = "The body is over the limit", body = ErrorBody),
         (status = 422, description = "A field is wrong", body = ErrorBody),
         (status = 429, description = "The account has as many VMs as it may have", body = ErrorBody),
@@ -150,7 +153,7 @@ async fn answer(
 async fn execute_async(
     State(platform): State<Platform>,
     caller: Caller,
-    JsonBody(request): JsonBody<api::Execute>,
+    JsonBody { value: request, .. }: JsonBody<api::Execute>,
 ) -> Result<Json<api::ExecutionStarted>, Problem> {
     let session = sessions::find(&platform, caller.account_id, &request.session_id).await?;
     let run = checked(

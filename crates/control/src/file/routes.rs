@@ -2,8 +2,9 @@
 
 use super::service::{self, Target};
 use crate::Platform;
+use crate::body::{FormBody, announces_more_than, drain, impatient};
 use crate::error::{Kind, Problem};
-use crate::extract::{Caller, FormBody, announces_more_than, drain};
+use crate::extract::Caller;
 use crate::session::service as sessions;
 use axum::Json;
 use axum::body::Body;
@@ -64,6 +65,7 @@ async fn upload(
         drain(request.into_body().into_data_stream()).await;
         return Err(service::too_large(limit));
     }
+    let request = impatient(request, platform.settings.body_idle);
     let mut parts = Multipart::from_request(request, &())
         .await
         .map_err(|error| Problem::new(Kind::Malformed, error.body_text()))?;
@@ -98,7 +100,7 @@ async fn receive(
                 uploaded = Some(api::Uploaded {
                     status: "uploaded".to_owned(),
                     remote_path: target.path,
-                    session_id,
+                    session_id: session.id.clone(),
                     size: received.size,
                     unpacked: received.unpacked,
                 });
@@ -119,7 +121,7 @@ fn missing(name: &str) -> Problem {
 fn broken() -> Problem {
     Problem::new(
         Kind::Malformed,
-        "the multipart body is malformed or broke off",
+        "the multipart body is malformed, broke off, or paused for too long",
     )
 }
 
@@ -160,10 +162,12 @@ fn chunks(field: Field<'_>) -> impl Stream<Item = io::Result<Bytes>> + '_ {
         (status = 401, description = "No valid key", body = ErrorBody),
         (status = 403, description = "The file cannot be read", body = ErrorBody),
         (status = 404, description = "No such session or file", body = ErrorBody),
+        (status = 408, description = "The body came too slowly", body = ErrorBody),
         (status = 409, description = "The session's VM does not run", body = ErrorBody),
         (status = 413, description = "The body is over the limit", body = ErrorBody),
         (status = 415, description = "The body is not urlencoded", body = ErrorBody),
         (status = 422, description = "A field is missing, or the path is no regular file", body = ErrorBody),
+        (status = 503, description = "Too many long requests are being read; see Retry-After", body = ErrorBody),
     ),
 )]
 async fn download(

@@ -2,10 +2,11 @@
 
 use super::service::{self, Session};
 use crate::Platform;
+use crate::body::{AnonymousBody, JsonBody};
 use crate::bounds;
 use crate::clock::{Moment, seconds};
 use crate::error::{Kind, Problem};
-use crate::extract::{Caller, Id, JsonBody, QueryOf, key_of};
+use crate::extract::{Caller, Id, QueryOf, key_of};
 use crate::vm::service::{Profile, Vm, VmStatus};
 use axum::Json;
 use axum::extract::State;
@@ -39,6 +40,7 @@ pub(crate) fn routes() -> OpenApiRouter<Platform> {
         (status = 200, description = "The session and its VM live", body = api::Session),
         (status = 400, description = "Malformed JSON", body = ErrorBody),
         (status = 401, description = "No valid key", body = ErrorBody),
+        (status = 408, description = "The body came too slowly", body = ErrorBody),
         (status = 413, description = "The body is over the limit", body = ErrorBody),
         (status = 422, description = "A field is wrong", body = ErrorBody),
         (status = 429, description = "The account has as many VMs as it may have", body = ErrorBody),
@@ -49,7 +51,7 @@ pub(crate) fn routes() -> OpenApiRouter<Platform> {
 async fn start(
     State(platform): State<Platform>,
     headers: HeaderMap,
-    JsonBody(request): JsonBody<api::StartSession>,
+    AnonymousBody(request): AnonymousBody<api::StartSession>,
 ) -> Result<Json<api::Session>, Problem> {
     let in_body = request.api_key.as_ref().map(|key| key.expose().trim());
     let key = in_body
@@ -305,14 +307,16 @@ async fn sandboxes(
         (status = 400, description = "Malformed JSON", body = ErrorBody),
         (status = 401, description = "No valid key", body = ErrorBody),
         (status = 404, description = "No such session", body = ErrorBody),
+        (status = 408, description = "The body came too slowly", body = ErrorBody),
         (status = 413, description = "The body is over the limit", body = ErrorBody),
         (status = 422, description = "A field is wrong", body = ErrorBody),
+        (status = 503, description = "Too many long requests are being read; see Retry-After", body = ErrorBody),
     ),
 )]
 async fn kill(
     State(platform): State<Platform>,
     caller: Caller,
-    JsonBody(request): JsonBody<api::Kill>,
+    JsonBody { value: request, .. }: JsonBody<api::Kill>,
 ) -> Result<Json<api::Killed>, Problem> {
     let session = service::find(&platform, caller.account_id, &request.session_id).await?;
     service::kill(&platform, &session).await?;

@@ -94,6 +94,21 @@ pub(crate) async fn find(
     row.map(|row| read(&row)).transpose()
 }
 
+/// Drops some of the sessions that were made before a moment and of whose VMs nothing is on record; returns how many.
+pub(crate) async fn drop_old(
+    database: &Database,
+    before: Moment,
+    limit: u32,
+) -> Result<u64, StoreError> {
+    database
+        .execute(
+            "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions WHERE created_at < $1 \
+             AND NOT EXISTS (SELECT 1 FROM vms WHERE vms.session_id = sessions.id) LIMIT $2)",
+            vec![before.0.into(), limit.into()],
+        )
+        .await
+}
+
 fn read(row: &Row) -> Result<Found, StoreError> {
     let state = State {
         killed: row.get::<Option<i64>>("killed_at")?.is_some(),

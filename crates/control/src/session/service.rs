@@ -103,19 +103,19 @@ pub(crate) async fn find(
     account_id: i64,
     id: &str,
 ) -> Result<Arc<Session>, Problem> {
-    if let Some(session) = platform.live.session(id) {
+    // Some callers write UUIDs in capitals, or without the dashes.
+    let id = uuid::Uuid::try_parse(id)
+        .map_err(|_| not_found())?
+        .to_string();
+    if let Some(session) = platform.live.session(&id) {
         if session.account_id == account_id {
             return Ok(session);
         }
         return Err(not_found());
     }
-    let found = match uuid::Uuid::try_parse(id) {
-        Ok(_) => rows::find(&platform.database, account_id, id).await?,
-        Err(_) => None,
-    };
-    let Some(found) = found else {
-        return Err(not_found());
-    };
+    let found = rows::find(&platform.database, account_id, &id)
+        .await?
+        .ok_or_else(not_found)?;
     let mut state = found.session.state();
     if let Some(vm_id) = &found.vm_id {
         state.vm = vm_rows::find(&platform.database, account_id, vm_id)

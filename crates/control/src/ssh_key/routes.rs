@@ -2,8 +2,9 @@
 
 use super::service::{self, SshKey};
 use crate::Platform;
+use crate::body::JsonBody;
 use crate::error::Problem;
-use crate::extract::{Caller, JsonBody, NumberId};
+use crate::extract::{Caller, NumberId};
 use axum::Json;
 use axum::extract::State;
 use instavm_api::ErrorBody;
@@ -36,14 +37,16 @@ fn record(key: SshKey) -> api::SshKey {
         (status = 200, description = "The key", body = api::SshKey),
         (status = 400, description = "Malformed JSON", body = ErrorBody),
         (status = 401, description = "No valid key", body = ErrorBody),
+        (status = 408, description = "The body came too slowly", body = ErrorBody),
         (status = 413, description = "The body is over the limit", body = ErrorBody),
         (status = 422, description = "It is no public key", body = ErrorBody),
+        (status = 503, description = "Too many long requests are being read; see Retry-After", body = ErrorBody),
     ),
 )]
 async fn add(
     State(platform): State<Platform>,
     caller: Caller,
-    JsonBody(request): JsonBody<api::AddSshKey>,
+    JsonBody { value: request, .. }: JsonBody<api::AddSshKey>,
 ) -> Result<Json<api::SshKey>, Problem> {
     let key = service::add(&platform, caller.account_id, &request.public_key).await?;
     Ok(Json(record(key)))

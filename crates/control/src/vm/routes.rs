@@ -3,10 +3,11 @@
 use super::rows;
 use super::service::{Profile, Vm};
 use crate::Platform;
+use crate::body::JsonBody;
 use crate::bounds;
 use crate::clock::Moment;
 use crate::error::{Kind, Problem};
-use crate::extract::{Caller, Id, JsonBody, QueryOf};
+use crate::extract::{Caller, Id, QueryOf};
 use crate::session::service as sessions;
 use crate::vm::service as vms;
 use axum::Json;
@@ -35,6 +36,7 @@ pub(crate) fn routes() -> OpenApiRouter<Platform> {
         (status = 400, description = "Malformed JSON", body = ErrorBody),
         (status = 401, description = "No valid key", body = ErrorBody),
         (status = 404, description = "No such session", body = ErrorBody),
+        (status = 408, description = "The body came too slowly", body = ErrorBody),
         (status = 409, description = "The VM ended directly after its start", body = ErrorBody),
         (status = 413, description = "The body is over the limit", body = ErrorBody),
         (status = 422, description = "A field is wrong or not available", body = ErrorBody),
@@ -47,7 +49,7 @@ async fn create(
     State(platform): State<Platform>,
     caller: Caller,
     QueryOf(query): QueryOf<api::CreateVmQuery>,
-    JsonBody(request): JsonBody<api::CreateVm>,
+    JsonBody { value: request, .. }: JsonBody<api::CreateVm>,
 ) -> Result<Json<api::Vm>, Problem> {
     refuse_unavailable(&request)?;
     let wait = query.wait.unwrap_or(true);
@@ -170,6 +172,16 @@ fn closes_something(policy: &api::EgressPolicy) -> bool {
     .contains(&Some(false))
 }
 
+/// What memory knows of a VM, which its row may learn a moment later; the row where memory knows nothing of it.
+fn current(platform: &Platform, row: Vm) -> Vm {
+    let session = platform.live.session(&row.session_id);
+    let known = session.and_then(|session| session.state().vm);
+    match known {
+        Some(vm) if vm.id == row.id => Vm::clone(&vm),
+        _ => row,
+    }
+}
+
 /// A VM as the wire shows it.
 fn record(platform: &Platform, vm: &Vm) -> api::Vm {
     let gateway = platform.settings.ssh_gateway.as_deref();
@@ -210,28 +222,38 @@ async fn list_live(
     caller: Caller,
 ) -> Result<Json<Vec<api::Vm>>, Problem> {
     let vms = rows::live(&platform.database, caller.account_id).await?;
-    Ok(Json(vms.iter().map(|vm| record(&platform, vm)).collect()))
+    let vms = vms.into_iter().map(|row| current(&platform, row));
+    let live = vms.filter(|vm| vm.status.is_live());
+    Ok(Json(live.map(|vm| record(&platform, &vm)).collect()))
 }
 
-/// All VMs, also those that have ended, newest first.
+/// The newest VMs, also those that have ended, newest first.
 #[utoipa::path(
     get, path = "/v1/vms/", tag = "vm", security(("api_key" = [])),
+    description = "The newest VMs, also those that have ended, newest first. Their records are kept for 30 days after \
+        their end, unless the platform is set to another time.",
+    params(api::ListVmsQuery),
     responses(
         (status = 200, description = "The VMs", body = Vec<api::Vm>),
         (status = 401, description = "No valid key", body = ErrorBody),
+        (status = 422, description = "The limit is wrong", body = ErrorBody),
     ),
 )]
 async fn list_all(
     State(platform): State<Platform>,
     caller: Caller,
+    QueryOf(query): QueryOf<api::ListVmsQuery>,
 ) -> Result<Json<Vec<api::Vm>>, Problem> {
-    let vms = rows::all(&platform.database, caller.account_id).await?;
-    Ok(Json(vms.iter().map(|vm| record(&platform, vm)).collect()))
+    let limit = bounds::number("limit", query.limit, 1_000, &(1..=10_000))?;
+    let vms = rows::all(&platform.database, caller.account_id, limit).await?;
+    let vms = vms.into_iter().map(|row| current(&platform, row));
+    Ok(Json(vms.map(|vm| record(&platform, &vm)).collect()))
 }
 
 async fn find(platform: &Platform, caller: Caller, id: &str) -> Result<Vm, Problem> {
     rows::find(&platform.database, caller.account_id, id)
         .await?
+        .map(|row| current(platform, row))
         .ok_or_else(|| {
             Problem::new(
                 Kind::NotFound,

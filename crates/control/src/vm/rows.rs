@@ -107,16 +107,20 @@ pub(crate) async fn find(
     row.map(|row| read(&row)).transpose()
 }
 
-/// All VMs of an account, newest first.
-pub(crate) async fn all(database: &Database, account_id: i64) -> Result<Vec<Vm>, StoreError> {
+/// The newest VMs of an account, also those that have ended, newest first.
+pub(crate) async fn all(
+    database: &Database,
+    account_id: i64,
+    limit: u32,
+) -> Result<Vec<Vm>, StoreError> {
     let rows = database
         .fetch(
             concat!(
                 "SELECT ",
                 columns!(),
-                " FROM vms WHERE account_id = $1 ORDER BY created_at DESC, id"
+                " FROM vms WHERE account_id = $1 ORDER BY created_at DESC, id LIMIT $2"
             ),
-            vec![account_id.into()],
+            vec![account_id.into(), limit.into()],
         )
         .await?;
     rows.iter().map(read).collect()
@@ -150,6 +154,21 @@ pub(crate) async fn all_live(database: &Database) -> Result<Vec<Vm>, StoreError>
         )
         .await?;
     rows.iter().map(read).collect()
+}
+
+/// Drops some of the VMs that ended before a moment; returns how many.
+pub(crate) async fn drop_old(
+    database: &Database,
+    before: Moment,
+    limit: u32,
+) -> Result<u64, StoreError> {
+    database
+        .execute(
+            "DELETE FROM vms WHERE id IN (SELECT id FROM vms WHERE status IN ('terminated', 'failed') \
+             AND terminated_at < $1 LIMIT $2)",
+            vec![before.0.into(), limit.into()],
+        )
+        .await
 }
 
 fn read(row: &Row) -> Result<Vm, StoreError> {

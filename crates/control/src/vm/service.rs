@@ -249,19 +249,11 @@ async fn finish(
             "the VM ended directly after its start",
         ));
     };
-    record_start(platform, active.clone());
+    if let Err(error) = rows::activate(&platform.database, &active).await {
+        // The VM lives and its intent is on record: the next start of the platform completes the row.
+        tracing::error!(vm = %vm.id, error = %Chain(&error), "recording a started VM failed");
+    }
     Ok(active)
-}
-
-/// Records a start behind: the VM lives and its intent is on record, so a start of the platform completes the row when
-/// this one does not come to it. A VM that has ended meanwhile stays ended.
-fn record_start(platform: &Platform, vm: Arc<Vm>) {
-    let database = platform.database.clone();
-    platform.tracker.spawn(async move {
-        if let Err(error) = rows::activate(&database, &vm).await {
-            tracing::error!(vm = %vm.id, error = %Chain(&error), "recording a started VM failed");
-        }
-    });
 }
 
 async fn failed(

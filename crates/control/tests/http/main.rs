@@ -3,6 +3,7 @@
 
 mod account;
 mod api_key;
+mod body;
 mod execution;
 mod file;
 mod fuzz;

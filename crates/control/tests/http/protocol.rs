@@ -23,10 +23,21 @@ async fn paths_are_taken_as_they_are_and_never_redirected(kind: DatabaseKind) ->
     }
     for path in [
         "/v1/users/me/",
+        "/v1/ssh-keys/",
+        "/v1/api-keys",
+        "/v1/sessions/sandboxes/?limit=5",
+        "/healthz/",
+    ] {
+        assert_eq!(client.get(path).await?.status, 200, "{path}");
+    }
+    let index = platform.client_with(None).get("/").await?;
+    assert_eq!(index.status, 200);
+    assert_eq!(index.json()["docs"], "/docs/");
+    for path in [
+        "/v1/users/me//",
         "/v1/nothing",
-        "/",
+        "/v1/nothing/",
         "/v1",
-        "/execute/",
         "/v1/vms/a/b",
         "/%ff",
     ] {
@@ -50,6 +61,7 @@ async fn wrong_methods_are_405_with_the_right_ones(kind: DatabaseKind) -> Result
     let client = platform.client();
     for (method, path, allowed) in [
         (Method::GET, "/execute", "POST"),
+        (Method::GET, "/execute/", "POST"),
         (Method::DELETE, "/v1/vms", "POST"),
         (Method::POST, "/v1/vms/", "GET"),
         (Method::PUT, "/v1/api-keys/1", "PATCH"),

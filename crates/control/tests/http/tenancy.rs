@@ -8,7 +8,7 @@ use instavm_testkit::{Client, DatabaseKind, TestPlatform, on_each_database};
 use serde_json::{Value, json};
 
 /// Routes that need no key, because they tell nothing of anybody.
-const OPEN: [&str; 3] = ["/healthz", "/metrics", "/openapi.json"];
+const OPEN: [&str; 4] = ["/", "/healthz", "/metrics", "/openapi.json"];
 
 /// What a stranger is answered.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -14,6 +14,7 @@ on_each_database!(
     what_is_not_enforced_is_not_accepted,
     a_session_keeps_its_living_vm_and_gets_a_new_one_after_its_end,
     the_end_of_a_vm_is_on_record,
+    records_are_the_newest_and_kept_for_a_time,
 );
 
 async fn a_vm_is_made_with_its_session_listed_and_ended(kind: DatabaseKind) -> Result<()> {
@@ -182,5 +183,44 @@ async fn the_end_of_a_vm_is_on_record(kind: DatabaseKind) -> Result<()> {
         let ended = eventually(&client, &path, |vm| vm["status"] == "terminated").await?;
         assert_eq!(ended["status_reason"], word);
     }
+    Ok(())
+}
+
+async fn records_are_the_newest_and_kept_for_a_time(kind: DatabaseKind) -> Result<()> {
+    let settings = Settings {
+        record_retention: Duration::ZERO,
+        ..Settings::default()
+    };
+    let platform = TestPlatform::with(kind, settings).await?;
+    let client = platform.client();
+    let mut vms = Vec::new();
+    for _ in 0..3 {
+        vms.push(client.post("/v1/vms", &json!({})).await?.json());
+    }
+    let newest = client.get("/v1/vms/?limit=2").await?.json();
+    let ids = |list: &[&serde_json::Value]| -> Vec<String> {
+        list.iter().map(|vm| text(&vm["vm_id"])).collect()
+    };
+    assert_eq!(ids(&[&newest[0], &newest[1]]), ids(&[&vms[2], &vms[1]]));
+    assert!(newest[2].is_null());
+    for limit in ["0", "10001", "-1"] {
+        let answer = client.get(&format!("/v1/vms/?limit={limit}")).await?;
+        assert_eq!(answer.status, 422, "{limit}");
+    }
+
+    for vm in &vms[..2] {
+        let path = format!("/v1/vms/{}", text(&vm["vm_id"]));
+        assert_eq!(client.delete(&path).await?.status, 200);
+    }
+    // Old records are looked for at each start, among other times.
+    let platform = platform.restart().await?;
+    let client = platform.client();
+    let left = eventually(&client, "/v1/vms/", |list| list[1].is_null()).await?;
+    assert_eq!(left[0]["vm_id"], vms[2]["vm_id"]);
+    let gone = format!("/v1/sessions/session/{}", text(&vms[0]["session_id"]));
+    let answer = eventually(&client, &gone, |answer| answer["detail"].is_string()).await?;
+    assert!(text(&answer["detail"]).contains("session not found"));
+    let session = text(&vms[2]["session_id"]);
+    assert_eq!(execute(&client, &session, "echo x").await?.status, 200);
     Ok(())
 }

@@ -129,6 +129,8 @@ keys! {
         "The most connections that the API serves at once; further ones wait.";
     executions_retention_seconds: u32 [60..=315360000], "executions.retention_seconds", Some("604800"),
         "How long the result of an execution in the background can be asked for.";
+    records_retention_seconds: u32 [60..=315360000], "records.retention_seconds", Some("2592000"),
+        "How long the records of VMs that have ended are kept, and those of sessions without any other.";
     network_range: VmRange, "network.range", Some("100.64.0.0/14"),
         "The private range that the VMs of all instances of this host get their addresses from.";
     network_denied_ranges: Vec<IpNet>, "network.denied_ranges", Some(""),
