@@ -3,6 +3,7 @@
 //! ```sh
 //! INSTAVM_API_KEY=... INSTAVM_BASE_URL=http://127.0.0.1:8080 cargo run --release -p instavm --example account
 //! ```
+#![allow(clippy::print_stdout, reason = "it shows what it does")]
 
 use instavm::{Client, UpdateApiKey};
 

@@ -118,7 +118,7 @@ impl Done {
     pub(crate) fn json(&self) -> serde_json::Value {
         let text = self.good();
         assert_eq!(text.matches('\n').count(), 1, "one line: {text}");
-        serde_json::from_str(text).unwrap()
+        serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
 
     /// Everything, for a snapshot.

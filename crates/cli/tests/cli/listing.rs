@@ -141,6 +141,13 @@ async fn ssh_keys_and_the_account() -> Result<()> {
             .starts_with("Error: failed to remove the SSH key: HTTP 404: "),
         "{gone:?}"
     );
+    Ok(())
+}
+
+#[tokio::test]
+async fn ssh_keys_that_are_none_are_not_sent() -> Result<()> {
+    let server = Server::start(&[]).await?;
+    let environment = server.environment()?;
     let blank = environment.run_with(&["ssh-key", "add"], "\n").await?;
     assert_eq!(blank.stderr, "Error: a public key is needed\n");
     let nonsense = environment.run(&["ssh-key", "remove", "x"]).await?;
@@ -148,5 +155,6 @@ async fn ssh_keys_and_the_account() -> Result<()> {
         nonsense.stderr,
         "Error: the id of a key is a number, not 'x'\n"
     );
+    assert!(server.seen().is_empty());
     Ok(())
 }

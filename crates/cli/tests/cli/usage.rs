@@ -43,26 +43,28 @@ async fn help_is_a_result() -> Result<()> {
     Ok(())
 }
 
+const MISTAKES: [&str; 14] = [
+    "",
+    "fly",
+    "auth",
+    "auth fly",
+    "--json ls",
+    "ls --nope",
+    "ls extra",
+    "ls --watch soon",
+    "exec --timeout x",
+    "exec --language perl",
+    "ssh-key remove",
+    "exec --cmd",
+    "auth set-key --api-key k",
+    "doc --api-key k",
+];
+
 #[tokio::test]
 async fn usage_errors_name_the_nearest_command() -> Result<()> {
     let environment = Environment::new()?;
     let mut text = String::new();
-    for line in [
-        "",
-        "fly",
-        "auth",
-        "auth fly",
-        "--json ls",
-        "ls --nope",
-        "ls extra",
-        "ls --watch soon",
-        "exec --timeout x",
-        "exec --language perl",
-        "ssh-key remove",
-        "exec --cmd",
-        "auth set-key --api-key k",
-        "doc --api-key k",
-    ] {
+    for line in MISTAKES {
         let words: Vec<&str> = line.split_whitespace().collect();
         let done = environment.run(&words).await?;
         assert_eq!(
