@@ -303,11 +303,11 @@ fn tracebacks_have_no_frame_of_the_interpreter_itself() {
         ("lines = !echo on >/dev/stderr; sleep 1000", 1),
         ("subprocess.run('echo on; sleep 1000', shell=True)", 1),
         (
-            "print('on')\ntry:\n    time.sleep(1000)\nexcept KeyboardInterrupt as error:\n    raise ValueError from error",
+            "try:\n    print('on')\n    time.sleep(1000)\nexcept KeyboardInterrupt as error:\n    raise ValueError from error",
             2,
         ),
         (
-            "print('on')\ntry:\n    time.sleep(1000)\nexcept KeyboardInterrupt as error:\n    raise BaseExceptionGroup('all', [error])",
+            "try:\n    print('on')\n    time.sleep(1000)\nexcept KeyboardInterrupt as error:\n    raise BaseExceptionGroup('all', [error])",
             2,
         ),
     ] {
