@@ -12,6 +12,26 @@ pub enum NodeError {
     /// The VM does not know this execution.
     #[error("the VM does not know this execution")]
     NoSuchExecution,
+    /// The node has no such snapshot.
+    #[error("the snapshot does not exist")]
+    NoSuchSnapshot,
+    /// The node has no such volume, or the volume no such checkpoint.
+    #[error("the volume or checkpoint does not exist")]
+    NoSuchVolume,
+    /// What is there now does not allow it: in use, or there already.
+    #[error("{reason}")]
+    Busy {
+        /// Who or what is in the way, and what to do.
+        reason: String,
+    },
+    /// The build of a snapshot failed for a reason that lies in what was asked for.
+    #[error("{step}: {message}")]
+    Build {
+        /// The step, as in [`crate::BuildProgress::step`].
+        step: &'static str,
+        /// Why; untrusted text.
+        message: String,
+    },
     /// There is no room for a further VM.
     #[error("{reason}")]
     AtCapacity {
@@ -60,4 +80,6 @@ pub enum FileErrorKind {
     NoSpace,
     /// Read-only, or not permitted.
     Denied,
+    /// It is there already.
+    Exists,
 }

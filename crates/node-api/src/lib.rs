@@ -7,12 +7,18 @@
 mod error;
 pub mod execution;
 pub mod file;
+pub mod snapshot;
 pub mod vm;
+pub mod volume;
 
 pub use error::{FileErrorKind, NodeError};
 pub use execution::{ExecuteRequest, Execution, Language};
 pub use file::{ByteStream, FileContent};
+pub use snapshot::{
+    BuildProgress, ImageConfig, SnapshotBuild, SnapshotBuilt, SnapshotId, SnapshotTaken, Snapshots,
+};
 pub use vm::{Ending, IsolationClass, Usage, VmId, VmInfo, VmSpec, VmState};
+pub use volume::{CheckpointId, Mount, VolumeFile, VolumeId, VolumeUsage, Volumes};
 
 use async_trait::async_trait;
 use tokio::sync::broadcast;
@@ -22,7 +28,7 @@ use tokio::sync::broadcast;
 /// Every call may be repeated; a VM that does not live here answers [`NodeError::NoSuchVm`]. Dropping the future of
 /// a call cancels it, except [`Node::create`] and [`Node::terminate`], which run to their end or undo.
 #[async_trait]
-pub trait Node: Send + Sync + 'static {
+pub trait Node: Snapshots + Volumes + Send + Sync + 'static {
     /// Makes a VM, from the pool when one fits, and returns when it executes code.
     ///
     /// # Errors
@@ -82,6 +88,12 @@ pub trait Node: Send + Sync + 'static {
         content: ByteStream,
     ) -> Result<u64, NodeError>;
 
+    /// Changes the memory limit of a running VM.
+    ///
+    /// # Errors
+    /// [`NodeError::Busy`] when the VM uses more than that now.
+    async fn resize(&self, vm: &VmId, memory_mb: u32) -> Result<(), NodeError>;
+
     /// Processor time, memory and network bytes of a VM, from the kernel's accounting.
     async fn usage(&self, vm: &VmId) -> Result<Usage, NodeError>;
 
@@ -113,4 +125,9 @@ pub struct NodeStatus {
     pub disk_used_bytes: u64,
     /// See `disk_used_bytes`.
     pub disk_total_bytes: u64,
+    /// What keeps the disks: `btrfs` or `directory`.
+    pub disk_driver: &'static str,
+    /// Who enforces the limits of disks and volumes: `hard` (the kernel, at each write) or `soft` (the node, which
+    /// measures now and then).
+    pub quota: &'static str,
 }

@@ -1,5 +1,6 @@
 //! VMs as a node sees them.
 
+use crate::{Mount, SnapshotId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -52,6 +53,18 @@ pub struct VmSpec {
     pub env: BTreeMap<String, String>,
     /// From the moment it is handed out to the moment the node ends it by itself, in seconds.
     pub lifetime_seconds: u32,
+    /// The snapshot that its disk starts as; `None`: the node's default image.
+    #[serde(default)]
+    pub snapshot: Option<SnapshotId>,
+    /// Where executions start and relative paths of files begin; `None`: `/app`.
+    #[serde(default)]
+    pub workdir: Option<String>,
+    /// What is mounted before anything runs in it.
+    #[serde(default)]
+    pub mounts: Vec<Mount>,
+    /// Its disk is kept as this snapshot when it ends, however it ends.
+    #[serde(default)]
+    pub keep_disk_as: Option<SnapshotId>,
 }
 
 /// Where a VM is in its life.
