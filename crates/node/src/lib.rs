@@ -21,7 +21,9 @@ mod node;
 mod pool;
 mod reconcile;
 mod record;
+mod snapshot;
 mod vm;
+mod volume;
 
 pub use config::NodeConfig;
 pub use instance::{Instance, InstanceError};

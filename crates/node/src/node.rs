@@ -553,6 +553,10 @@ impl Node for LocalNode {
         file::write(&vm, path, content).await
     }
 
+    async fn resize(&self, _vm: &VmId, _memory_mb: u32) -> Result<(), NodeError> {
+        Err(crate::snapshot::not_yet("changing the memory of a VM"))
+    }
+
     async fn usage(&self, vm: &VmId) -> Result<Usage, NodeError> {
         let vm = self.inner.vm(vm)?;
         let measured = self.inner.measure(&vm.cgroup, vm.index).await;
@@ -581,6 +585,8 @@ impl Node for LocalNode {
             pool_size: inner.pool.size(),
             disk_used_bytes: space.map_or(0, |space| space.used_bytes),
             disk_total_bytes: space.map_or(0, |space| space.total_bytes),
+            disk_driver: "btrfs",
+            quota: "hard",
         }
     }
 

@@ -124,6 +124,10 @@ impl Fixture {
             disk_bytes: 64 << 20,
             env: BTreeMap::from([("GREETING".to_owned(), "hello".to_owned())]),
             lifetime_seconds,
+            snapshot: None,
+            workdir: None,
+            mounts: Vec::new(),
+            keep_disk_as: None,
         };
         let info = self.node.create(spec).await.expect("the VM is made");
         assert_eq!((info.memory_mb, info.vcpu_count), (256, 1));
