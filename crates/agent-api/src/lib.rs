@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// The newest generation of this protocol that this crate speaks.
-pub const GENERATION: u32 = 1;
+pub const GENERATION: u32 = 2;
 
 /// The bytes of the secret that tells the agent that its peer is the node.
 pub const TOKEN_BYTES: usize = 32;
@@ -82,7 +82,7 @@ pub enum Request {
     },
 }
 
-/// Where relative paths and executions start.
+/// Where relative paths and executions start, unless [`Rejoin::workdir`] says otherwise.
 pub const WORKDIR: &str = "/app";
 
 /// The identity that a VM takes on when it is handed out.
@@ -101,6 +101,9 @@ pub struct Rejoin {
     pub env: BTreeMap<String, String>,
     /// Further authorities (PEM) to add to every trust store of the VM.
     pub trust: Vec<String>,
+    /// Where executions and relative paths start from now on, made where it is missing; `None` keeps what is, at first
+    /// [`WORKDIR`]. Since generation 2.
+    pub workdir: Option<String>,
 }
 
 /// The language of an execution.

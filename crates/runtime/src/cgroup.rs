@@ -5,10 +5,12 @@
 //! is found at start. Every group of an instance lies below one folder that carries the instance's name.
 
 mod file;
+mod freeze;
 mod hybrid;
 mod pressure;
 mod unified;
 
+pub use freeze::Frozen;
 pub use pressure::MemoryPressure;
 
 use crate::Probe;
@@ -58,6 +60,9 @@ pub enum CgroupError {
     /// Processes of the group live on after they were killed.
     #[error("processes of the group {} survive their kill", .0.display())]
     Survivors(PathBuf),
+    /// Processes of the group did not stand still in time; all go on.
+    #[error("processes of the group {} do not stand still", .0.display())]
+    Restless(PathBuf),
 }
 
 /// The groups of one instance.

@@ -1,7 +1,9 @@
 //! What makes an isolated machine on this host.
 
+mod mounts;
 mod native;
 
+pub use mounts::{Holder, MountError, Mounts};
 pub use native::NativeDriver;
 
 use crate::Probe;
@@ -158,6 +160,12 @@ impl Machine {
     /// What names it across restarts of the daemon.
     pub fn record(&self) -> &MachineRecord {
         &self.record
+    }
+
+    /// The way to mount and unmount in it while it runs.
+    #[must_use]
+    pub fn mounts(&self) -> Mounts {
+        Mounts::of(&self.record)
     }
 
     /// Returns when its first process has ended, and with it the machine.

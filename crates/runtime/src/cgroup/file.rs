@@ -4,7 +4,7 @@ use super::CgroupError;
 use std::io;
 use std::path::Path;
 
-fn error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CgroupError {
+pub(super) fn error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CgroupError {
     let path = path.to_owned();
     move |source| CgroupError::File {
         action,
