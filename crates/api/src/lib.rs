@@ -13,6 +13,7 @@ pub mod secret;
 pub mod session;
 mod shape;
 pub mod ssh_key;
+pub mod usage;
 pub mod user;
 pub mod variable;
 pub mod vm;

@@ -65,10 +65,12 @@ pub use error::{Error, Failure, NetworkCause, Result};
 pub use execution::Code;
 pub use file::Target;
 pub use session::Sandboxes;
+pub use user::UsageDays;
 
 pub use instavm_api::api_key::{ApiKey, ApiKeyDeleted, NewApiKey, UpdateApiKey};
 pub use instavm_api::execution::{Execution, ExecutionStarted, ExecutionTask, Language};
 pub use instavm_api::file::Uploaded;
 pub use instavm_api::session::{AppUrl, Killed, NetworkIo, Session, SessionStatus, SessionUsage};
 pub use instavm_api::ssh_key::{SshKey, SshKeyDeleted};
+pub use instavm_api::usage::{UsageBreakdown, UsageOfDay, UsageTotals};
 pub use instavm_api::user::User;

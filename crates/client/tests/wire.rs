@@ -5,7 +5,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method as HttpMethod, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use instavm::{Call, Client, ClientBuilder, Error, Method, NetworkCause, Target};
+use instavm::{Call, Client, ClientBuilder, Error, Method, NetworkCause, Target, UsageDays};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -361,6 +361,27 @@ async fn nothing_printed_holds_the_key() -> Result<()> {
         !text.contains("very-secret") && !text.contains("hidden-value"),
         "{text}"
     );
+    Ok(())
+}
+
+#[tokio::test]
+async fn usage_is_asked_for_by_days() -> Result<()> {
+    let day = r#"{"period_start":"2026-04-01","total_days":1,"totals":{"cpu_hours":0.5},
+        "daily_breakdown":[{"date":"2026-04-01","cost_dollars":1,"cpu_hours":0.5,"ram_gib_hours":2}],"more":[]}"#;
+    let server = Server::start([json(200, day), json(200, "{}"), json(404, "{}")]).await?;
+    let client = server.builder().build().await?;
+    let usage = client.get_usage_breakdown(UsageDays::default()).await?;
+    assert_eq!((usage.total_days, usage.totals.cpu_hours), (1, 0.5));
+    assert_eq!(usage.daily_breakdown[0].ram_gib_hours, 2.0);
+    let april = UsageDays::between("2026-04-01", "2026-04-30");
+    let nothing = client.get_usage_breakdown(april).await?;
+    assert!(nothing.daily_breakdown.is_empty());
+    let none = client.get_usage_breakdown(UsageDays::last(7)).await;
+    assert!(matches!(none, Err(Error::Api { .. })), "{none:?}");
+    let seen: Vec<String> = server.seen().into_iter().map(|seen| seen.uri).collect();
+    let path = "/v1/users/me/usage-breakdown?days=";
+    let expected = ["30", "30&start_date=2026-04-01&end_date=2026-04-30", "7"];
+    assert_eq!(seen, expected.map(|rest| format!("{path}{rest}")));
     Ok(())
 }
 

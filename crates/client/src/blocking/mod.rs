@@ -17,7 +17,7 @@ pub use file::Download;
 use crate::{
     Answer, ApiKey, ApiKeyDeleted, AppUrl, Call, ClientBuilder, Code, Execution, ExecutionStarted,
     ExecutionTask, Killed, NewApiKey, Result, Sandboxes, Session, SessionStatus, SessionUsage,
-    SshKey, SshKeyDeleted, UpdateApiKey, User,
+    SshKey, SshKeyDeleted, UpdateApiKey, UsageBreakdown, UsageDays, User,
 };
 use std::time::Duration;
 use worker::Worker;
@@ -272,6 +272,14 @@ impl Client {
     /// As the method of the same name of [`crate::Client`].
     pub fn get_current_user(&self) -> Result<User> {
         self.run(|client| async move { client.get_current_user().await })
+    }
+
+    /// What the account has used, day by day: cost, processor time, memory.
+    ///
+    /// # Errors
+    /// As the method of the same name of [`crate::Client`].
+    pub fn get_usage_breakdown(&self, days: UsageDays) -> Result<UsageBreakdown> {
+        self.run(|client| async move { client.get_usage_breakdown(days).await })
     }
 }
 
