@@ -7,7 +7,9 @@ from pathlib import Path
 
 import host
 import report
+from build import build
 from command_line import command_line
+from disks import checkpoints, from_one_snapshot, snapshots
 from execution import live
 from memory import idle
 from peers import KernelGateway, Runc
@@ -25,6 +27,7 @@ def versions(runc, binary):
         "runc": runc.version(),
         "Jupyter Kernel Gateway": f"{packages['jupyter_kernel_gateway']} with ipykernel {packages['ipykernel']}",
         "official client": packages["instavm"],
+        "skopeo, umoci": f"{host.first_line('skopeo', '--version')}, {host.first_line('umoci', '--version')}",
         "curl": host.first_line("curl", "--version").split(" (")[0],
     }
 
@@ -50,7 +53,7 @@ class Bench:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("only", nargs="*", help="starts, live, crowd, idle, transfer, command-line; all by default, and only then is the report written")
+    parser.add_argument("only", nargs="*", help="starts, live, crowd, idle, transfer, command-line, snapshots, many, checkpoints, build; all by default, and only then is the report written")
     arguments = parser.parse_args()
     began = time.monotonic()
     opened = []
@@ -74,6 +77,10 @@ def main():
         bench.measure("crowd", crowd, pool, runc)
         bench.measure("idle", idle, cold)
         bench.measure("transfer", gigabyte, pool)
+        bench.measure("snapshots", snapshots, cold)
+        bench.measure("many", from_one_snapshot, cold)
+        bench.measure("checkpoints", checkpoints, cold)
+        bench.measure("build", build, pool)
         ours = REPOSITORY / "target/release/instavm"
         bench.measure("command-line", command_line, ours if ours.exists() else None, pool.daemon.base_url, pool.daemon.key)
     finally:
