@@ -108,6 +108,52 @@ def isolation(vm):
         wanted(result["exit_code"] != 0, result)
 
 
+def clones(vm):
+    with Clock("A snapshot of the running VM: its disk, in one step whatever its size"):
+        show('snapshot = vm.vms.snapshot(vm_id, name="prepared")')
+        snapshot = vm.vms.snapshot(vm.get_session_status()["vm_id"], name="prepared")
+        print(f"   {snapshot['id']} is {snapshot['status']}; the VM stood still for {snapshot['pause_ms']:.1f} ms")
+    with Clock("A clone: a new VM with the files, until it has answered"):
+        show("clone = vm.vms.clone(vm_id)")
+        clone = vm.vms.clone(vm.get_session_status()["vm_id"])
+        result = in_session(vm, clone["session_id"], "cat /app/out.json; echo changed > /app/out.json")
+        wanted(result["stdout"] == '{"total": 5050}', result)
+    with Clock("Ten VMs from the snapshot by one call"):
+        show('crowd = vm.vms.create(snapshot_id=snapshot["id"], count=10)')
+        crowd = vm.vms.create(snapshot_id=snapshot["id"], count=10, memory_mb=256)["vms"]
+        wanted(len({one["vm_id"] for one in crowd}) == 10, crowd)
+    result = in_session(vm, crowd[-1]["session_id"], "cat /app/out.json")
+    wanted(result["stdout"] == '{"total": 5050}', result)
+    for one in [clone, *crowd]:
+        vm.vms.delete(one["vm_id"])
+    vm.snapshots.delete(snapshot["id"])
+
+
+def volumes(vm):
+    with Clock("A volume, written in one VM"):
+        show('volume = vm.volumes.create("results", quota_bytes=64 << 20)')
+        volume = vm.volumes.create("results", quota_bytes=64 << 20)
+        mount = {"volume_id": volume["id"], "mount_path": "/results"}
+        first = vm.vms.create(volumes=[{**mount, "mode": "rw"}])
+        in_session(vm, first["session_id"], "echo from the first VM > /results/note")
+        vm.vms.delete(first["vm_id"])
+    with Clock("and read in another, where not even root can write it"):
+        second = vm.vms.create(volumes=[{**mount, "mode": "ro"}])
+        result = in_session(vm, second["session_id"], "cat /results/note; mount -o remount,rw /results; touch /results/x")
+        wanted(result["stdout"] == "from the first VM\n" and result["exit_code"] != 0, result)
+        vm.vms.delete(second["vm_id"])
+    vm.volumes.delete(volume["id"])
+
+
+def in_session(vm, session_id, script):
+    """Runs a shell script in another session than the client's own."""
+    own, vm.session_id = vm.session_id, session_id
+    try:
+        return execute(vm, script, language="bash")
+    finally:
+        vm.session_id = own
+
+
 def packages(vm):
     with Clock("pip install, where this machine reaches its package index"):
         result = vm.execute("pip install -q iniconfig && python -c 'import iniconfig; print(iniconfig)'", language="bash", timeout=12)
@@ -133,6 +179,8 @@ def main():
         background(vm)
         limits(vm)
         isolation(vm)
+        clones(vm)
+        volumes(vm)
         packages(vm)
     with Clock("What it used, from the kernel's accounting"):
         usage = vm.get_usage()
