@@ -9,6 +9,7 @@ mod debian_sources;
 mod error;
 mod host;
 mod lock;
+pub mod oci;
 mod pack;
 mod process;
 mod store;
