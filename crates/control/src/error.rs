@@ -107,14 +107,21 @@ impl From<StoreError> for Problem {
 impl From<NodeError> for Problem {
     fn from(error: NodeError) -> Self {
         let kind = match &error {
-            NodeError::NoSuchVm | NodeError::NoSuchExecution => Kind::NotFound,
-            NodeError::VmEnded | NodeError::VmExhausted { .. } => Kind::Conflict,
+            NodeError::NoSuchVm
+            | NodeError::NoSuchExecution
+            | NodeError::NoSuchSnapshot
+            | NodeError::NoSuchVolume => Kind::NotFound,
+            NodeError::VmEnded | NodeError::VmExhausted { .. } | NodeError::Busy { .. } => {
+                Kind::Conflict
+            }
+            NodeError::Build { .. } => Kind::Invalid,
             NodeError::AtCapacity { .. } => Kind::AtCapacity,
             NodeError::File { kind, .. } => match kind {
                 FileErrorKind::NotFound => Kind::NotFound,
                 FileErrorKind::Unsuitable => Kind::Invalid,
                 FileErrorKind::NoSpace => Kind::TooLarge,
                 FileErrorKind::Denied => Kind::Denied,
+                FileErrorKind::Exists => Kind::Conflict,
             },
             NodeError::CallerGone | NodeError::Caller(_) => Kind::Malformed,
             NodeError::Internal { operation, .. } => {

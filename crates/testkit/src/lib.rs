@@ -4,10 +4,14 @@
 
 mod client;
 mod database;
+mod hooks;
 mod node;
 mod platform;
 mod postgresql;
 mod script;
+mod snapshot;
+mod storage;
+mod volume;
 
 pub use client::{Answer, Client};
 pub use database::{DatabaseKind, TestDatabase};

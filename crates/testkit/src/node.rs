@@ -1,12 +1,14 @@
 //! A node in memory.
 
+use crate::hooks::Hooks;
 use crate::script::{self, End, Gates, Surroundings};
+use crate::storage::{Files, Storage};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use instavm_node_api::{
     ByteStream, Ending, ExecuteRequest, Execution, FileContent, FileErrorKind, IsolationClass,
-    Node, NodeError, NodeStatus, Usage, VmId, VmInfo, VmSpec, VmState,
+    Mount, Node, NodeError, NodeStatus, SnapshotId, Usage, VmId, VmInfo, VmSpec, VmState,
 };
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,6 +17,8 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{broadcast, watch};
 use tokio_util::task::TaskTracker;
 
+/// What every VM here uses of its memory, in MiB.
+const IN_USE_MB: u32 = 200;
 /// Endings that a receiver may lag behind.
 const ENDINGS: usize = 64;
 
@@ -22,26 +26,48 @@ const ENDINGS: usize = 64;
 /// `die`, …), files are bytes. It outlives platforms, as real VMs do.
 #[derive(Debug)]
 pub struct SimulatedNode {
-    vms: Mutex<HashMap<VmId, Arc<Simulated>>>,
+    pub(crate) vms: Mutex<HashMap<VmId, Arc<Simulated>>>,
+    pub(crate) storage: Mutex<Storage>,
+    pub(crate) hooks: Hooks,
+    pub(crate) gates: Gates,
     endings: broadcast::Sender<(VmId, Ending)>,
-    gates: Gates,
     capacity: AtomicUsize,
     creations: AtomicUsize,
-    creation_gate: Mutex<Option<String>>,
     tasks: TaskTracker,
 }
 
+/// A VM of the simulated node.
 #[derive(Debug)]
-struct Simulated {
-    info: VmInfo,
+pub(crate) struct Simulated {
+    spec: VmSpec,
+    info: Mutex<VmInfo>,
     surroundings: Surroundings,
-    files: Mutex<HashMap<String, Bytes>>,
+    pub(crate) files: Mutex<Files>,
+    pub(crate) mounts: Mutex<Vec<Mount>>,
+    pub(crate) keep_disk_as: Mutex<Option<SnapshotId>>,
     executions: Mutex<HashMap<String, watch::Receiver<Option<Execution>>>>,
     /// Becomes true when it has ended.
     gone: watch::Sender<bool>,
 }
 
 impl Simulated {
+    fn new(spec: VmSpec, info: VmInfo, files: Files, gates: Gates) -> Simulated {
+        Simulated {
+            info: Mutex::new(info),
+            surroundings: Surroundings {
+                env: spec.env.clone(),
+                variables: Arc::default(),
+                gates,
+            },
+            files: Mutex::new(files),
+            mounts: Mutex::new(spec.mounts.clone()),
+            keep_disk_as: Mutex::new(spec.keep_disk_as.clone()),
+            spec,
+            executions: Mutex::default(),
+            gone: watch::Sender::new(false),
+        }
+    }
+
     async fn ended(&self) {
         let mut gone = self.gone.subscribe();
         // The sender is in `self`.
@@ -49,7 +75,7 @@ impl Simulated {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -57,11 +83,12 @@ impl Default for SimulatedNode {
     fn default() -> Self {
         SimulatedNode {
             vms: Mutex::default(),
+            storage: Mutex::default(),
+            hooks: Hooks::default(),
             endings: broadcast::channel(ENDINGS).0,
             gates: Gates::default(),
             capacity: AtomicUsize::new(usize::MAX),
             creations: AtomicUsize::new(0),
-            creation_gate: Mutex::default(),
             tasks: TaskTracker::new(),
         }
     }
@@ -80,7 +107,22 @@ impl SimulatedNode {
 
     /// From now on, making a VM waits at this gate; `None`: it no longer does.
     pub fn hold_creations(&self, gate: Option<&str>) {
-        *lock(&self.creation_gate) = gate.map(str::to_owned);
+        self.hold("create", gate);
+    }
+
+    /// From now on, each call of this name waits at this gate before it does anything; `None`: it no longer does.
+    pub fn hold(&self, call: &'static str, gate: Option<&str>) {
+        self.hooks.hold(call, gate);
+    }
+
+    /// The next calls of this name fail for a reason that lies in the host, and change nothing.
+    pub fn fail(&self, call: &'static str, times: usize) {
+        self.hooks.fail(call, times);
+    }
+
+    /// How often a call of this name was made.
+    pub fn calls(&self, call: &'static str) -> usize {
+        self.hooks.count(call)
     }
 
     /// Opens a gate for good.
@@ -96,8 +138,7 @@ impl SimulatedNode {
     /// Ends a VM as its lifetime or a crash would. Returns when whoever listens has been told.
     pub fn end(&self, vm: &str, ending: Ending) {
         let vm = VmId(vm.to_owned());
-        if let Some(simulated) = lock(&self.vms).remove(&vm) {
-            simulated.gone.send_replace(true);
+        if self.take_out(&vm) {
             // Nobody may be listening.
             let _ = self.endings.send((vm, ending));
         }
@@ -105,16 +146,36 @@ impl SimulatedNode {
 
     /// Ends a VM without telling anybody.
     pub fn end_silently(&self, vm: &str) {
-        if let Some(simulated) = lock(&self.vms).remove(&VmId(vm.to_owned())) {
-            simulated.gone.send_replace(true);
+        self.take_out(&VmId(vm.to_owned()));
+    }
+
+    /// Ends a VM, keeping its disk if that is wished; whether it was there.
+    fn take_out(&self, vm: &VmId) -> bool {
+        let Some(simulated) = lock(&self.vms).remove(vm) else {
+            return false;
+        };
+        if let Some(id) = lock(&simulated.keep_disk_as).take() {
+            let files = lock(&simulated.files).clone();
+            lock(&self.storage).snapshots.insert(id, files);
         }
+        simulated.gone.send_replace(true);
+        true
+    }
+
+    /// What a VM was asked to be.
+    pub fn spec(&self, vm: &str) -> Option<VmSpec> {
+        let simulated = self.find(&VmId(vm.to_owned())).ok()?;
+        Some(simulated.spec.clone())
     }
 
     /// The content of a file, if the VM and the file are there.
     pub fn file(&self, vm: &str, path: &str) -> Option<Bytes> {
         let simulated = self.find(&VmId(vm.to_owned())).ok()?;
-        let files = lock(&simulated.files);
-        files.get(&absolute(path)).cloned()
+        let path = absolute(path);
+        match self.mounted_file(&simulated, &path) {
+            Some((mount, inside)) => lock(&self.storage).seen(&mount).ok()?.get(&inside).cloned(),
+            None => lock(&simulated.files).get(&path).cloned(),
+        }
     }
 
     /// The ids of the VMs that live.
@@ -122,8 +183,33 @@ impl SimulatedNode {
         lock(&self.vms).keys().map(|id| id.0.clone()).collect()
     }
 
-    fn find(&self, vm: &VmId) -> Result<Arc<Simulated>, NodeError> {
+    pub(crate) fn find(&self, vm: &VmId) -> Result<Arc<Simulated>, NodeError> {
         lock(&self.vms).get(vm).cloned().ok_or(NodeError::NoSuchVm)
+    }
+
+    /// The mount that a path leads into, and the path inside of its volume.
+    fn mounted_file(&self, vm: &Simulated, path: &str) -> Option<(Mount, String)> {
+        lock(&vm.mounts).iter().find_map(|mount| {
+            let inside = path.strip_prefix(&mount.path)?.strip_prefix('/')?;
+            Some((mount.clone(), inside.to_owned()))
+        })
+    }
+
+    /// Checks what a VM asks of the storage, and gives it its disk.
+    fn disk(&self, spec: &VmSpec) -> Result<Files, NodeError> {
+        let storage = lock(&self.storage);
+        for mount in &spec.mounts {
+            storage.seen(mount)?;
+            self.check_writers(None, mount)?;
+        }
+        match &spec.snapshot {
+            None => Ok(Files::new()),
+            Some(id) => storage
+                .snapshots
+                .get(id)
+                .cloned()
+                .ok_or(NodeError::NoSuchSnapshot),
+        }
     }
 }
 
@@ -135,18 +221,32 @@ fn absolute(path: &str) -> String {
     }
 }
 
-fn file_error(kind: FileErrorKind, message: String) -> NodeError {
+pub(crate) fn file_error(kind: FileErrorKind, message: String) -> NodeError {
     NodeError::File { kind, message }
+}
+
+pub(crate) fn missing(path: &str) -> NodeError {
+    file_error(FileErrorKind::NotFound, format!("{path}: no such file"))
+}
+
+/// In pieces that are no multiple of three, as a kernel may give them.
+pub(crate) fn in_pieces(content: &Bytes) -> FileContent {
+    let pieces: Vec<_> = content
+        .chunks(1_000)
+        .map(|piece| Ok(Bytes::copy_from_slice(piece)))
+        .collect();
+    FileContent {
+        size: content.len() as u64,
+        stream: stream::iter(pieces).boxed(),
+    }
 }
 
 #[async_trait]
 impl Node for SimulatedNode {
     async fn create(&self, spec: VmSpec) -> Result<VmInfo, NodeError> {
         self.creations.fetch_add(1, Ordering::SeqCst);
-        let gate = lock(&self.creation_gate).clone();
-        if let Some(gate) = gate {
-            self.gates.pass(&gate).await;
-        }
+        self.hooks.pass("create", &self.gates).await?;
+        let disk = self.disk(&spec)?;
         let mut vms = lock(&self.vms);
         if vms.len() >= self.capacity.load(Ordering::SeqCst) {
             return Err(NodeError::AtCapacity {
@@ -164,27 +264,31 @@ impl Node for SimulatedNode {
             expires_at: started_at + Duration::from_secs(u64::from(spec.lifetime_seconds)),
             address: None,
         };
-        let simulated = Simulated {
-            info: info.clone(),
-            surroundings: Surroundings {
-                env: spec.env,
-                variables: Arc::default(),
-                gates: self.gates.clone(),
-            },
-            files: Mutex::default(),
-            executions: Mutex::default(),
-            gone: watch::Sender::new(false),
-        };
-        vms.insert(spec.id, Arc::new(simulated));
+        let id = spec.id.clone();
+        let simulated = Simulated::new(spec, info.clone(), disk, self.gates.clone());
+        vms.insert(id, Arc::new(simulated));
         Ok(info)
     }
 
     async fn inspect(&self, vm: &VmId) -> Result<VmInfo, NodeError> {
-        Ok(self.find(vm)?.info.clone())
+        Ok(lock(&self.find(vm)?.info).clone())
     }
 
     async fn list(&self) -> Vec<VmInfo> {
-        lock(&self.vms).values().map(|vm| vm.info.clone()).collect()
+        let vms = lock(&self.vms);
+        vms.values().map(|vm| lock(&vm.info).clone()).collect()
+    }
+
+    async fn resize(&self, vm: &VmId, memory_mb: u32) -> Result<(), NodeError> {
+        self.hooks.pass("resize", &self.gates).await?;
+        let simulated = self.find(vm)?;
+        if memory_mb < IN_USE_MB {
+            return Err(NodeError::Busy {
+                reason: format!("the VM uses {IN_USE_MB} MiB now: end something in it first"),
+            });
+        }
+        lock(&simulated.info).memory_mb = memory_mb;
+        Ok(())
     }
 
     async fn terminate(&self, vm: &VmId, ending: Ending) -> Result<(), NodeError> {
@@ -258,27 +362,22 @@ impl Node for SimulatedNode {
     async fn read_file(&self, vm: &VmId, path: &str) -> Result<FileContent, NodeError> {
         let simulated = self.find(vm)?;
         let path = absolute(path);
+        if let Some((mount, inside)) = self.mounted_file(&simulated, &path) {
+            let storage = lock(&self.storage);
+            let content = storage.seen(&mount)?.get(&inside);
+            let content = content.ok_or_else(|| missing(&path))?;
+            return Ok(in_pieces(content));
+        }
         let files = lock(&simulated.files);
         if let Some(content) = files.get(&path) {
-            // In pieces that are no multiple of three, as a kernel may give them.
-            let pieces: Vec<_> = content
-                .chunks(1_000)
-                .map(|piece| Ok(Bytes::copy_from_slice(piece)))
-                .collect();
-            return Ok(FileContent {
-                size: content.len() as u64,
-                stream: stream::iter(pieces).boxed(),
-            });
+            return Ok(in_pieces(content));
         }
         let folder = format!("{}/", path.trim_end_matches('/'));
         if path == "/app" || files.keys().any(|file| file.starts_with(&folder)) {
             let message = format!("{path} is a directory");
             return Err(file_error(FileErrorKind::Unsuitable, message));
         }
-        Err(file_error(
-            FileErrorKind::NotFound,
-            format!("{path}: no such file"),
-        ))
+        Err(missing(&path))
     }
 
     async fn write_file(
@@ -298,7 +397,20 @@ impl Node for SimulatedNode {
         let pieces: Vec<Bytes> = content.try_collect().await?;
         let content = Bytes::from(pieces.concat());
         let size = content.len() as u64;
-        lock(&simulated.files).insert(path, content);
+        match self.mounted_file(&simulated, &path) {
+            Some((mount, _)) if mount.read_only => {
+                return Err(file_error(
+                    FileErrorKind::Denied,
+                    format!("{path}: read-only"),
+                ));
+            }
+            Some((mount, inside)) => {
+                lock(&self.storage).write(&mount.volume, &inside, content)?;
+            }
+            None => {
+                lock(&simulated.files).insert(path, content);
+            }
+        }
         Ok(size)
     }
 
@@ -326,6 +438,8 @@ impl Node for SimulatedNode {
             pool_size: 4,
             disk_used_bytes: 1 << 20,
             disk_total_bytes: 1 << 30,
+            disk_driver: "btrfs",
+            quota: "hard",
         }
     }
 

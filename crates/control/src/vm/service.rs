@@ -236,6 +236,10 @@ async fn finish(
         disk_bytes: platform.settings.disk_bytes,
         env: profile.env,
         lifetime_seconds: profile.lifetime_seconds,
+        snapshot: None,
+        workdir: None,
+        mounts: Vec::new(),
+        keep_disk_as: None,
     };
     let info = match platform.node.create(spec).await {
         Ok(info) => info,

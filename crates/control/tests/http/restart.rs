@@ -105,6 +105,10 @@ async fn records_and_node_are_brought_in_line(kind: DatabaseKind) -> Result<()> 
         disk_bytes: 0,
         env: Default::default(),
         lifetime_seconds: 60,
+        snapshot: None,
+        workdir: None,
+        mounts: Vec::new(),
+        keep_disk_as: None,
     };
     instavm_node_api::Node::create(&*stopped.node, unknown).await?;
     let platform = stopped.start().await?;
