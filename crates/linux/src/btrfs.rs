@@ -17,8 +17,15 @@ const INO_LOOKUP: libc::c_ulong = 0xD000_9412;
 const QUOTA_CTL: libc::c_ulong = 0xC010_9428;
 const QGROUP_LIMIT: libc::c_ulong = 0x8030_942B;
 const SYNC: libc::c_ulong = 0x9408;
+const RESIZE: libc::c_ulong = 0x5000_9403;
+const TREE_SEARCH: libc::c_ulong = 0xD000_9411;
 
 const SUBVOL_RDONLY: u64 = 1 << 1;
+const SUBVOL_QGROUP_INHERIT: u64 = 1 << 2;
+const INHERIT_SET_LIMITS: u64 = 1;
+const QUOTA_TREE: u64 = 8;
+const QGROUP_INFO: u32 = 242;
+const QGROUP_LIMIT_ITEM: u32 = 244;
 const QUOTA_ENABLE_SIMPLE: u64 = 4;
 const LIMIT_MAX_RFER: u64 = 1;
 /// The object id of a subvolume's root directory.
@@ -29,8 +36,53 @@ struct VolumeArgumentsV2 {
     fd: i64,
     transid: u64,
     flags: u64,
-    unused: [u64; 4],
+    size: u64,
+    inherit: u64,
+    unused: [u64; 2],
     name: [u8; 4040],
+}
+
+impl VolumeArgumentsV2 {
+    fn new(name: &str) -> io::Result<Self> {
+        let mut arguments = Self {
+            fd: 0,
+            transid: 0,
+            flags: 0,
+            size: 0,
+            inherit: 0,
+            unused: [0; 2],
+            name: [0; 4040],
+        };
+        put_name(&mut arguments.name, name)?;
+        Ok(arguments)
+    }
+}
+
+/// `struct btrfs_qgroup_inherit`, without groups to inherit from.
+#[repr(C)]
+struct QgroupInherit {
+    flags: u64,
+    groups: u64,
+    referenced_copies: u64,
+    exclusive_copies: u64,
+    limit_flags: u64,
+    max_rfer: u64,
+    max_excl: u64,
+    rsv_rfer: u64,
+    rsv_excl: u64,
+}
+
+#[repr(C)]
+struct TreeSearch {
+    tree: u64,
+    objectid: [u64; 2],
+    offset: [u64; 2],
+    transid: [u64; 2],
+    kind: [u32; 2],
+    items: u32,
+    unused: u32,
+    unused_too: [u64; 4],
+    found: [u8; 3992],
 }
 
 #[repr(C)]
@@ -111,37 +163,80 @@ pub fn is_btrfs(path: &Path) -> io::Result<bool> {
 /// `EEXIST` when there is something already.
 pub fn create_subvolume(path: &Path) -> io::Result<()> {
     let (parent, name) = split(path)?;
-    let mut arguments = VolumeArgumentsV2 {
-        fd: 0,
-        transid: 0,
-        flags: 0,
-        unused: [0; 4],
-        name: [0; 4040],
-    };
-    put_name(&mut arguments.name, name)?;
+    let mut arguments = VolumeArgumentsV2::new(name)?;
     // SAFETY: this code takes a btrfs_ioctl_vol_args_v2.
     unsafe { ioctl(parent, SUBVOL_CREATE_V2, &mut arguments) }
 }
 
-/// Makes `target` a snapshot of the subvolume `source`, in constant time.
+/// Makes an empty subvolume that is limited to so many bytes from its first moment.
+///
+/// # Errors
+/// `EEXIST` when there is something already.
+pub fn create_limited_subvolume(path: &Path, limit: u64) -> io::Result<()> {
+    let (parent, name) = split(path)?;
+    let mut arguments = VolumeArgumentsV2::new(name)?;
+    let inherit = limit_from_the_start(limit);
+    put_limit(&mut arguments, &inherit);
+    // SAFETY: this code takes a btrfs_ioctl_vol_args_v2; what it points to outlives the call.
+    unsafe { ioctl(parent, SUBVOL_CREATE_V2, &mut arguments) }
+}
+
+/// Makes `target` a snapshot of the subvolume `source`, in constant time. It is on the disk, whole, when this returns.
 ///
 /// # Errors
 /// `EEXIST` when there is something already.
 pub fn snapshot(source: &Path, target: &Path, read_only: bool) -> io::Result<()> {
+    take_snapshot(source, target, read_only, None)
+}
+
+/// Makes `target` a writable snapshot of `source` that is limited, from its first moment, to so many bytes on top of it.
+///
+/// # Errors
+/// `EEXIST` when there is something already.
+pub fn limited_snapshot(source: &Path, target: &Path, limit: u64) -> io::Result<()> {
+    take_snapshot(source, target, false, Some(limit))
+}
+
+fn take_snapshot(
+    source: &Path,
+    target: &Path,
+    read_only: bool,
+    limit: Option<u64>,
+) -> io::Result<()> {
     let (parent, name) = split(target)?;
     let source = directory(source)?;
-    let flags = if read_only { SUBVOL_RDONLY } else { 0 };
-    let fd = i64::from(source.as_raw_fd());
-    let mut arguments = VolumeArgumentsV2 {
-        fd,
-        transid: 0,
-        flags,
-        unused: [0; 4],
-        name: [0; 4040],
-    };
-    put_name(&mut arguments.name, name)?;
-    // SAFETY: this code takes a btrfs_ioctl_vol_args_v2; the source's descriptor is open.
+    let mut arguments = VolumeArgumentsV2::new(name)?;
+    arguments.fd = i64::from(source.as_raw_fd());
+    if read_only {
+        arguments.flags |= SUBVOL_RDONLY;
+    }
+    let inherit = limit.map(limit_from_the_start);
+    if let Some(inherit) = &inherit {
+        put_limit(&mut arguments, inherit);
+    }
+    // SAFETY: this code takes a btrfs_ioctl_vol_args_v2; the source's descriptor is open, and what it points to outlives
+    // the call.
     unsafe { ioctl(parent, SNAP_CREATE_V2, &mut arguments) }
+}
+
+fn limit_from_the_start(bytes: u64) -> QgroupInherit {
+    QgroupInherit {
+        flags: INHERIT_SET_LIMITS,
+        groups: 0,
+        referenced_copies: 0,
+        exclusive_copies: 0,
+        limit_flags: LIMIT_MAX_RFER,
+        max_rfer: bytes,
+        max_excl: 0,
+        rsv_rfer: 0,
+        rsv_excl: 0,
+    }
+}
+
+fn put_limit(arguments: &mut VolumeArgumentsV2, inherit: &QgroupInherit) {
+    arguments.flags |= SUBVOL_QGROUP_INHERIT;
+    arguments.size = size_of::<QgroupInherit>() as u64;
+    arguments.inherit = std::ptr::from_ref(inherit) as u64;
 }
 
 /// Deletes a subvolume: its name is gone at once, its space comes back behind. One that is not there is no error.
@@ -207,6 +302,82 @@ pub fn limit_subvolume(path: &Path, bytes: u64) -> io::Result<()> {
     unsafe { ioctl(directory(path)?, QGROUP_LIMIT, &mut limit) }
 }
 
+/// What a subvolume is charged with, in bytes: what it wrote and what something still refers to. As of the last commit.
+///
+/// # Errors
+/// `ENOENT` when quotas are not on, or do not know the subvolume.
+pub fn charged_bytes(path: &Path) -> io::Result<u64> {
+    let item = quota_item(path, QGROUP_INFO)?;
+    // generation, referenced, …
+    number_at(&item, 8)
+}
+
+/// The limit of a subvolume; `None` when it has none.
+///
+/// # Errors
+/// `ENOENT` when quotas are not on, or do not know the subvolume.
+pub fn limit_of(path: &Path) -> io::Result<Option<u64>> {
+    let item = quota_item(path, QGROUP_LIMIT_ITEM)?;
+    // flags, max_rfer, …
+    let limited = number_at(&item, 0)? & LIMIT_MAX_RFER != 0;
+    Ok(if limited {
+        Some(number_at(&item, 8)?)
+    } else {
+        None
+    })
+}
+
+fn number_at(item: &[u8], offset: usize) -> io::Result<u64> {
+    item.get(offset..offset + 8)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map(u64::from_le_bytes)
+        .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))
+}
+
+/// An item of the quota tree about the subvolume at `path`.
+fn quota_item(path: &Path, kind: u32) -> io::Result<Vec<u8>> {
+    /// The kernel puts a header before each item: transid, objectid, offset, type, length.
+    const HEADER: usize = 32;
+    let id = subvolume_id(path)?;
+    let mut search = TreeSearch {
+        tree: QUOTA_TREE,
+        objectid: [0, 0],
+        offset: [id, id],
+        transid: [0, u64::MAX],
+        kind: [kind, kind],
+        items: 1,
+        unused: 0,
+        unused_too: [0; 4],
+        found: [0; 3992],
+    };
+    // SAFETY: this code takes a btrfs_ioctl_search_args.
+    unsafe { ioctl(directory(path)?, TREE_SEARCH, &mut search)? };
+    if search.items == 0 {
+        return Err(io::Error::from_raw_os_error(libc::ENOENT));
+    }
+    let length = search.found.get(28..HEADER).and_then(|b| b.try_into().ok());
+    let length = length.map_or(0, u32::from_le_bytes) as usize;
+    search
+        .found
+        .get(HEADER..HEADER + length)
+        .map(<[u8]>::to_vec)
+        .ok_or_else(|| io::Error::from_raw_os_error(libc::EOVERFLOW))
+}
+
+/// Makes a file system on one device as large as the device has become.
+///
+/// # Errors
+/// The system's.
+pub fn grow_to_device(path: &Path) -> io::Result<()> {
+    let mut arguments = VolumeArguments {
+        fd: 0,
+        name: [0; 4088],
+    };
+    put_name(&mut arguments.name, "max")?;
+    // SAFETY: this code takes a btrfs_ioctl_vol_args.
+    unsafe { ioctl(directory(path)?, RESIZE, &mut arguments) }
+}
+
 /// Commits everything written so far.
 ///
 /// # Errors
@@ -229,5 +400,7 @@ mod tests {
         assert_eq!(size_of::<InodeLookup>(), 4096);
         assert_eq!(size_of::<QuotaControl>(), 16);
         assert_eq!(size_of::<QgroupLimit>(), 48);
+        assert_eq!(size_of::<QgroupInherit>(), 72);
+        assert_eq!(size_of::<TreeSearch>(), 4096);
     }
 }

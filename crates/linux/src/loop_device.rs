@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
 const LOOP_CONFIGURE: libc::c_ulong = 0x4C0A;
+const LOOP_SET_CAPACITY: libc::c_ulong = 0x4C07;
 const FLAG_AUTOCLEAR: u32 = 4;
 const FLAG_DIRECT_IO: u32 = 16;
 /// The major number of loop devices.
@@ -73,6 +74,17 @@ pub fn attach(file: &Path) -> io::Result<LoopDevice> {
         io::ErrorKind::ResourceBusy,
         "other processes took every free loop device",
     ))
+}
+
+/// Makes a loop device as large as its file has become.
+///
+/// # Errors
+/// The system's.
+pub fn follow_file_size(device: &Path) -> io::Result<()> {
+    let device = rustix::fs::open(device, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    // SAFETY: this code takes no argument.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_SET_CAPACITY as _) };
+    check(result.into()).map(drop)
 }
 
 fn configure(number: libc::c_long, backing: &OwnedFd) -> io::Result<LoopDevice> {

@@ -17,7 +17,7 @@ use instavm_node_api::{
     NodeStatus, Usage, VmId, VmInfo, VmSpec,
 };
 use instavm_runtime::cgroup::{CgroupError, Cgroups};
-use instavm_runtime::disk::{DiskError, DiskPool};
+use instavm_runtime::disk::{DiskDriver, DiskError, DiskOptions, DiskPool};
 use instavm_runtime::driver::{Driver, DriverError, Isolation, NativeDriver};
 use instavm_runtime::image::ImageError;
 use std::collections::HashMap;
@@ -155,7 +155,11 @@ async fn open_disks(
     progress: impl Fn(&str) + Send + 'static,
 ) -> Result<(DiskPool, std::path::PathBuf), OpenError> {
     let open = move || {
-        let disks = DiskPool::open(&config.data_dir, config.pool_bytes)?;
+        let options = DiskOptions {
+            size: config.pool_bytes,
+            driver: DiskDriver::Auto,
+        };
+        let disks = DiskPool::open(&config.data_dir, &options)?;
         let root = image::ensure(&config, &disks, &progress)?;
         Ok((disks, root))
     };

@@ -1,54 +1,71 @@
-//! Disks: a btrfs pool in which an image is a read-only subvolume and a VM's root disk a snapshot of one.
+//! Disks: a pool in which an image is a read-only tree of files, and a VM's root disk, a snapshot, a volume and a
+//! checkpoint are copies of trees.
 //!
-//! The pool is the data directory itself where that lies on btrfs, else a sparse file in it on a loop device.
-//! Simple quotas count for each disk what its VM wrote on top of the image; the kernel enforces the limit.
+//! ```text
+//! pool/images/<key>                    read-only
+//! pool/disks/<name>                    the root disk of a machine
+//! pool/snapshots/<id>                  read-only
+//! pool/volumes/<id>
+//! pool/checkpoints/<volume>/<id>       read-only
+//! ```
+//! The driver `btrfs` makes each of them a subvolume and copies in constant time; its pool is the data directory itself
+//! where that lies on btrfs, else a file in it on a loop device. The driver `directory` makes them plain folders, on
+//! hosts that have neither.
+//!
+//! What is not whole yet is named `.draft-…`: it is never listed, and is swept when the pool is opened.
 
-use crate::Probe;
-use instavm_linux::{btrfs, loop_device, mount};
-use rustix::mount::MountFlags;
+mod attribute;
+mod btrfs;
+mod error;
+mod pool_file;
+mod probe;
+mod scrub;
+mod snapshot;
+mod tree;
+mod usage;
+mod volume;
+mod volume_file;
+
+pub use error::DiskError;
+pub use probe::probe;
+pub use scrub::ScrubReport;
+pub use volume_file::{VolumeEntry, VolumeFileError, VolumeFiles, VolumeWriter};
+
+use error::{check_name, disk, named, pool};
+use instavm_linux::{btrfs as ioctl, mount};
+use pool_file::{Host, PoolFile};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::sync::{Arc, Weak, mpsc};
+use std::time::Duration;
+use tree::{Copy, DRAFT, Trees};
 
-/// The file that holds the pool on file systems other than btrfs.
-const POOL_FILE: &str = "pool.img";
-const GIB: u64 = 1 << 30;
-/// What a pool cannot be smaller than: one image and a few disks.
-const SMALLEST: u64 = 4 * GIB;
-/// Free space that VMs may not use up: below it no new disk is made.
-const RESERVE: u64 = GIB;
+/// Free space that VMs may not use up: below it nothing new is made. The smaller of this and a sixteenth of the pool.
+const RESERVE: u64 = 1 << 30;
+/// How often the pool is looked at whether it must grow.
+const TENDING: Duration = Duration::from_millis(500);
+const FOLDERS: [&str; 5] = ["images", "disks", "snapshots", "volumes", "checkpoints"];
 
-/// Why a disk operation failed.
-#[derive(Debug, thiserror::Error)]
-pub enum DiskError {
-    /// The pool cannot be made or mounted here.
-    #[error("the disk pool cannot be opened: {step}. FIX: {fix}")]
-    Pool {
-        /// What failed.
-        step: String,
-        /// What to do.
-        fix: &'static str,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// A disk operation failed.
-    #[error("cannot {action} {}", path.display())]
-    Disk {
-        /// What was tried.
-        action: &'static str,
-        /// The disk.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The pool is full.
-    #[error("the node's disk pool is full: {free} bytes are free, {RESERVE} are kept in reserve")]
-    Full {
-        /// Bytes that are free.
-        free: u64,
-    },
+/// What keeps the disks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DiskDriver {
+    /// What the data directory was made with; for a new one btrfs where it works, else plain folders.
+    #[default]
+    Auto,
+    /// Subvolumes of a btrfs.
+    Btrfs,
+    /// Plain folders.
+    Directory,
+}
+
+/// How a pool is opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DiskOptions {
+    /// What the pool may grow to, in bytes; `None`: what the host has, without a reserve. On btrfs below the data
+    /// directory, and with plain folders, the host's file system is the pool, and this means nothing.
+    pub size: Option<u64>,
+    /// What keeps the disks.
+    pub driver: DiskDriver,
 }
 
 /// How full the pool is.
@@ -56,17 +73,26 @@ pub enum DiskError {
 pub struct PoolSpace {
     /// Bytes in use.
     pub used_bytes: u64,
-    /// Bytes in all.
+    /// Bytes in all, with what it can grow by.
     pub total_bytes: u64,
-    /// Bytes that can still be written: by the pool's own count and by that of the file system below it.
+    /// Bytes that can still be written, with what it can grow by.
     pub free_bytes: u64,
 }
 
 /// A data directory's pool of disks.
 #[derive(Clone, Debug)]
 pub struct DiskPool {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
     root: PathBuf,
     data_dir: PathBuf,
+    trees: Box<dyn Trees>,
+    file: Option<PoolFile>,
+    /// Its other end is the keeper's, which ends when this is dropped.
+    _keeper: mpsc::Sender<()>,
 }
 
 impl DiskPool {
@@ -75,43 +101,70 @@ impl DiskPool {
         data_dir.join("pool")
     }
 
-    /// Opens the pool of a data directory, making and mounting it first where needed. `size` is the pool file's, in
-    /// bytes; without it, nine tenths of what is free. The file is sparse: it takes what is in use.
+    /// Opens the pool of a data directory, making and mounting it first where needed, and sweeps what an interrupted
+    /// process left half-made. No other process may have it open.
     ///
     /// # Errors
-    /// [`DiskError::Pool`] with what to do.
-    pub fn open(data_dir: &Path, size: Option<u64>) -> Result<Self, DiskError> {
+    /// [`DiskError::Pool`] with what to do; [`DiskError::Full`] when the host has no room for one.
+    pub fn open(data_dir: &Path, options: &DiskOptions) -> Result<Self, DiskError> {
         let root = Self::path_in(data_dir);
         std::fs::create_dir_all(&root)
             .map_err(pool("make its folder", "make the data directory writable"))?;
-        // A btrfs below the data directory serves as it is, unless it counts in another way already.
-        if !is_btrfs(&root)? || btrfs::enable_simple_quotas(&root).is_err() {
-            let file = data_dir.join(POOL_FILE);
-            if !file.exists() {
-                format_pool_file(data_dir, &file, size)?;
-            }
-            mount_pool_file(&file, &root)?;
-            btrfs::enable_simple_quotas(&root)
-                .map_err(pool("turn on simple quotas", "use Linux 6.7 or newer"))?;
-        }
-        for folder in ["images", "disks"] {
+        let (trees, file) = open_btrfs(data_dir, &root, options.size)?;
+        for folder in FOLDERS {
             std::fs::create_dir_all(root.join(folder))
                 .map_err(pool("make its folders", "make the data directory writable"))?;
         }
-        Ok(Self {
+        let (sender, receiver) = mpsc::channel();
+        let inner = Arc::new(Inner {
             root,
             data_dir: data_dir.to_owned(),
-        })
+            trees,
+            file,
+            _keeper: sender,
+        });
+        if inner.file.is_some() {
+            let pool = Arc::downgrade(&inner);
+            std::thread::Builder::new()
+                .name("disk pool".into())
+                .spawn(move || keep(&pool, &receiver))
+                .map_err(self::pool("start its keeper", "allow more threads"))?;
+        }
+        let pool = Self { inner };
+        pool.sweep()?;
+        Ok(pool)
+    }
+
+    /// `btrfs` or `directory`.
+    pub fn driver(&self) -> &'static str {
+        self.trees().driver()
+    }
+
+    /// Who enforces the limits of disks and volumes: `hard` (the kernel, at each write) or `soft` (the node measures).
+    pub fn quota(&self) -> &'static str {
+        self.trees().quota()
+    }
+
+    fn trees(&self) -> &dyn Trees {
+        self.inner.trees.as_ref()
+    }
+
+    fn data_dir(&self) -> &Path {
+        &self.inner.data_dir
+    }
+
+    fn folder(&self, name: &str) -> PathBuf {
+        self.inner.root.join(name)
     }
 
     /// Where the image of this key is, or would be.
     pub fn image_path(&self, key: &str) -> PathBuf {
-        self.root.join("images").join(key)
+        self.folder("images").join(key)
     }
 
     /// Where the disk of this name is, or would be.
     pub fn disk_path(&self, name: &str) -> PathBuf {
-        self.root.join("disks").join(name)
+        self.folder("disks").join(name)
     }
 
     /// Makes an image, when there is none of this key: `fill` writes into an empty folder, and the image appears when
@@ -124,42 +177,68 @@ impl DiskPool {
         key: &str,
         fill: impl FnOnce(&Path) -> io::Result<()>,
     ) -> Result<PathBuf, DiskError> {
+        check_name("image", key)?;
         let image = self.image_path(key);
         if image.exists() {
             return Ok(image);
         }
-        let draft = self.image_path(&format!(".draft-{key}"));
-        btrfs::delete_subvolume(&draft).map_err(disk("delete", &draft))?;
-        btrfs::create_subvolume(&draft).map_err(disk("make", &draft))?;
-        fill(&draft).map_err(disk("fill", &draft))?;
-        btrfs::sync(&draft).map_err(disk("sync", &draft))?;
-        btrfs::snapshot(&draft, &image, true).map_err(disk("publish", &image))?;
-        btrfs::delete_subvolume(&draft).map_err(disk("delete", &draft))?;
+        let draft = self.image_path(&format!("{DRAFT}{key}"));
+        let trees = self.trees();
+        trees.remove(&draft).map_err(disk("delete", &draft))?;
+        trees.make(&draft, None).map_err(disk("make", &draft))?;
+        let publish = || {
+            fill(&draft).map_err(disk("fill", &draft))?;
+            trees
+                .publish(&draft, &image)
+                .map_err(disk("publish", &image))
+        };
+        if let Err(error) = publish() {
+            // The next opening sweeps it otherwise.
+            let _ = trees.remove(&draft);
+            return Err(error);
+        }
         Ok(image)
     }
 
-    /// Makes a disk from an image, limited to `limit` bytes of its own, in constant time.
+    /// Makes a disk from an image or a snapshot, limited to `limit` bytes of its own.
     ///
     /// # Errors
-    /// [`DiskError::Full`] when the reserve is touched.
-    pub fn create(&self, name: &str, image: &Path, limit: u64) -> Result<PathBuf, DiskError> {
-        let free = self.space()?.free_bytes;
-        if free < RESERVE {
-            return Err(DiskError::Full { free });
-        }
+    /// [`DiskError::Full`] when the reserve is touched, [`DiskError::Exists`].
+    pub fn create(&self, name: &str, source: &Path, limit: u64) -> Result<PathBuf, DiskError> {
+        check_name("disk", name)?;
+        self.require_room()?;
         let path = self.disk_path(name);
-        btrfs::snapshot(image, &path, false).map_err(disk("make", &path))?;
-        self.limit(name, limit)?;
+        match self.trees().copy(source, &path, Copy::Limited(limit)) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(named("make", "disk", name, &path)(e));
+            }
+            other => other.map_err(disk("make", &path))?,
+        }
         Ok(path)
     }
 
     /// Changes the limit of a disk.
     ///
     /// # Errors
-    /// [`DiskError::Disk`].
+    /// [`DiskError::Missing`].
     pub fn limit(&self, name: &str, limit: u64) -> Result<(), DiskError> {
+        check_name("disk", name)?;
         let path = self.disk_path(name);
-        btrfs::limit_subvolume(&path, limit).map_err(disk("limit", &path))
+        self.trees()
+            .limit(&path, limit)
+            .map_err(named("limit", "disk", name, &path))
+    }
+
+    /// What a disk takes on top of what it was made from, in bytes, as of the last time that its data was written.
+    ///
+    /// # Errors
+    /// [`DiskError::Missing`].
+    pub fn disk_bytes(&self, name: &str) -> Result<u64, DiskError> {
+        check_name("disk", name)?;
+        let path = self.disk_path(name);
+        self.trees()
+            .charged(&path)
+            .map_err(named("measure", "disk", name, &path))
     }
 
     /// Deletes a disk; one that is not there is no error. Its space comes back behind.
@@ -167,8 +246,9 @@ impl DiskPool {
     /// # Errors
     /// [`DiskError::Disk`].
     pub fn delete(&self, name: &str) -> Result<(), DiskError> {
+        check_name("disk", name)?;
         let path = self.disk_path(name);
-        btrfs::delete_subvolume(&path).map_err(disk("delete", &path))
+        self.trees().remove(&path).map_err(disk("delete", &path))
     }
 
     /// The names of all disks.
@@ -176,7 +256,7 @@ impl DiskPool {
     /// # Errors
     /// [`DiskError::Disk`].
     pub fn names(&self) -> Result<Vec<String>, DiskError> {
-        Self::disk_names(&self.data_dir)
+        Self::disk_names(self.data_dir())
     }
 
     /// The names of all disks of a data directory, without opening its pool; none when it is not mounted.
@@ -184,15 +264,7 @@ impl DiskPool {
     /// # Errors
     /// [`DiskError::Disk`].
     pub fn disk_names(data_dir: &Path) -> Result<Vec<String>, DiskError> {
-        let folder = Self::path_in(data_dir).join("disks");
-        if !folder.exists() {
-            return Ok(Vec::new());
-        }
-        let entries = std::fs::read_dir(&folder).map_err(disk("list", &folder))?;
-        Ok(entries
-            .flatten()
-            .filter_map(|entry| entry.file_name().into_string().ok())
-            .collect())
+        listed(&Self::path_in(data_dir).join("disks"))
     }
 
     /// How full the pool is.
@@ -200,17 +272,71 @@ impl DiskPool {
     /// # Errors
     /// [`DiskError::Disk`].
     pub fn space(&self) -> Result<PoolSpace, DiskError> {
-        let of = |path: &Path| {
-            rustix::fs::statvfs(path).map_err(|e| disk("measure", path)(io::Error::from(e)))
+        let root = &self.inner.root;
+        let measure = || {
+            let inside = rustix::fs::statvfs(root)?;
+            let growth = match &self.inner.file {
+                Some(file) => file.growth()?,
+                None => 0,
+            };
+            let total_bytes = inside.f_blocks * inside.f_frsize;
+            Ok(PoolSpace {
+                used_bytes: total_bytes.saturating_sub(inside.f_bfree * inside.f_frsize),
+                total_bytes: total_bytes + growth,
+                free_bytes: inside.f_bavail * inside.f_frsize + growth,
+            })
         };
-        let (inside, below) = (of(&self.root)?, of(&self.data_dir)?);
-        let total_bytes = inside.f_blocks * inside.f_frsize;
-        let free_bytes = inside.f_bavail * inside.f_frsize;
-        Ok(PoolSpace {
-            used_bytes: total_bytes.saturating_sub(inside.f_bfree * inside.f_frsize),
-            total_bytes,
-            free_bytes: free_bytes.min(below.f_bavail * below.f_frsize),
-        })
+        measure().map_err(disk("measure", root))
+    }
+
+    /// Refuses to make anything new when the reserve is touched: what is there shall have room to go on.
+    fn require_room(&self) -> Result<(), DiskError> {
+        let space = self.space()?;
+        let (free, mut reserve) = (space.free_bytes, RESERVE.min(space.total_bytes / 16));
+        if self.inner.file.is_none() {
+            // The host's own file system is the pool: it keeps its own reserve.
+            let host = Host::of(&self.inner.root).map_err(disk("measure", &self.inner.root))?;
+            reserve = reserve.max(host.reserve);
+        }
+        if free < reserve {
+            return Err(DiskError::Full { free, reserve });
+        }
+        Ok(())
+    }
+
+    /// Reads everything in the pool and compares it with its checksums, behind everything else. Slow: call it from a
+    /// thread of its own.
+    ///
+    /// # Errors
+    /// [`DiskError::Disk`] when it cannot be done; what it finds is in the report.
+    pub fn scrub(&self) -> Result<ScrubReport, DiskError> {
+        let root = &self.inner.root;
+        self.trees().scrub(root).map_err(disk("scrub", root))
+    }
+
+    /// Removes what an interrupted process left half-made.
+    fn sweep(&self) -> Result<(), DiskError> {
+        let mut folders: Vec<PathBuf> = FOLDERS.iter().map(|name| self.folder(name)).collect();
+        for volume in listed(&self.folder("checkpoints"))? {
+            folders.push(self.folder("checkpoints").join(volume));
+        }
+        for folder in folders {
+            let entries = std::fs::read_dir(&folder).map_err(disk("list", &folder))?;
+            for entry in entries.flatten() {
+                if entry
+                    .file_name()
+                    .as_encoded_bytes()
+                    .starts_with(DRAFT.as_bytes())
+                {
+                    let path = entry.path();
+                    self.trees().remove(&path).map_err(disk("sweep", &path))?;
+                }
+            }
+        }
+        for volume in listed(&self.folder("volumes"))? {
+            VolumeFiles::sweep(&self.volume_path(&volume));
+        }
+        Ok(())
     }
 
     /// Unmounts and deletes a data directory's pool with everything in it, also after a half-made one. Its disks must
@@ -220,135 +346,77 @@ impl DiskPool {
     /// [`DiskError::Disk`].
     pub fn destroy(data_dir: &Path) -> Result<(), DiskError> {
         let root = Self::path_in(data_dir);
-        if root.exists() {
-            for folder in ["disks", "images"] {
-                delete_subvolumes(&root.join(folder))?;
-            }
-            let mounted = instavm_linux::mount::mount_points()
-                .map_err(disk("list mounts of", &root))?
-                .iter()
-                .any(|point| std::fs::canonicalize(&root).is_ok_and(|path| point.target == path));
-            if mounted {
-                mount::unmount(&root, true).map_err(disk("unmount", &root))?;
-            }
+        if !root.exists() {
+            return Ok(());
+        }
+        for volume in listed(&root.join("checkpoints"))? {
+            delete_trees(&root.join("checkpoints").join(volume))?;
+        }
+        for folder in FOLDERS {
+            delete_trees(&root.join(folder))?;
+        }
+        let real = std::fs::canonicalize(&root).map_err(disk("find", &root))?;
+        let mounted = mount::mount_points()
+            .map_err(disk("list mounts of", &root))?
+            .iter()
+            .any(|point| point.target == real);
+        if mounted {
+            mount::unmount(&root, true).map_err(disk("unmount", &root))?;
         }
         Ok(())
     }
 }
 
-fn delete_subvolumes(folder: &Path) -> Result<(), DiskError> {
+/// Lets the pool grow when it needs to, until nobody has it open any more.
+fn keep(pool: &Weak<Inner>, closed: &mpsc::Receiver<()>) {
+    while let Err(mpsc::RecvTimeoutError::Timeout) = closed.recv_timeout(TENDING) {
+        let Some(inner) = pool.upgrade() else { return };
+        let tended = inner.file.as_ref().map_or(Ok(()), PoolFile::tend);
+        if let Err(error) = tended {
+            tracing::warn!(%error, pool = %inner.root.display(), "the disk pool cannot grow");
+        }
+    }
+}
+
+/// The names of what is whole in a folder; none when there is no such folder.
+fn listed(folder: &Path) -> Result<Vec<String>, DiskError> {
+    let entries = match std::fs::read_dir(folder) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(disk("list", folder))?,
+    };
+    Ok(entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| !name.starts_with(DRAFT))
+        .collect())
+}
+
+fn delete_trees(folder: &Path) -> Result<(), DiskError> {
     let Ok(entries) = std::fs::read_dir(folder) else {
         return Ok(());
     };
     for entry in entries.flatten() {
         let path = entry.path();
-        if let Err(e) = btrfs::delete_subvolume(&path) {
+        if let Err(e) = ioctl::delete_subvolume(&path) {
             std::fs::remove_dir_all(&path).map_err(|_| disk("delete", &path)(e))?;
         }
     }
     Ok(())
 }
 
-fn pool(step: &str, fix: &'static str) -> impl FnOnce(io::Error) -> DiskError {
-    let step = step.to_owned();
-    move |source| DiskError::Pool {
-        step: format!("{step}: {source}"),
-        fix,
-        source,
-    }
-}
+type Opened = (Box<dyn Trees>, Option<PoolFile>);
 
-fn disk(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DiskError {
-    let path = path.to_owned();
-    move |source| DiskError::Disk {
-        action,
-        path,
-        source,
-    }
-}
-
-fn is_btrfs(path: &Path) -> Result<bool, DiskError> {
-    btrfs::is_btrfs(path).map_err(pool("look at it", "make the data directory readable"))
-}
-
-fn format_pool_file(data_dir: &Path, file: &Path, size: Option<u64>) -> Result<(), DiskError> {
-    let space = rustix::fs::statvfs(data_dir)
-        .map_err(|e| pool("measure the data directory", "mount it")(io::Error::from(e)))?;
-    let free = space.f_bavail * space.f_frsize;
-    let size = size.unwrap_or(free / 10 * 9).max(SMALLEST) / GIB * GIB;
-    let draft = data_dir.join(".pool.img.draft");
-    let fix = "free some space in the data directory, or choose another one";
-    let make = || {
-        let image = std::fs::File::create(&draft)?;
-        image.set_len(size)
-    };
-    make().map_err(pool("make the pool file", fix))?;
-    let output = Command::new("mkfs.btrfs")
-        .args([
-            "--quiet",
-            "--force",
-            "--nodiscard",
-            "--metadata",
-            "single",
-            "--data",
-            "single",
-        ])
-        .arg(&draft)
-        .output()
-        .map_err(pool("run mkfs.btrfs", "install btrfs-progs"))?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        return Err(pool("mkfs.btrfs", fix)(io::Error::other(said)));
-    }
-    std::fs::rename(&draft, file).map_err(pool("publish the pool file", fix))
-}
-
-fn mount_pool_file(file: &Path, root: &Path) -> Result<(), DiskError> {
-    let device = loop_device::attach(file).map_err(pool(
-        "attach it to a loop device",
-        "allow loop devices (in a container: --privileged), or put the data directory on btrfs",
-    ))?;
-    let options = "discard=async";
-    // Not nosuid: VMs inherit the flags, and `sudo` works in them. Nobody else can enter the data directory.
-    let flags = MountFlags::NOATIME | MountFlags::NODEV;
-    mount::mount(
-        &device.path.to_string_lossy(),
-        root,
-        "btrfs",
-        flags,
-        options,
-    )
-    .map_err(pool(
-        "mount it",
-        "load the btrfs module, and run with the right to mount (in a container: --privileged)",
-    ))
-}
-
-/// What of disks works on this host.
-pub fn probe() -> Vec<Probe> {
-    let kinds = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    let has_btrfs = kinds.lines().any(|line| line.trim() == "btrfs");
-    let btrfs = if has_btrfs {
-        Probe::works("btrfs", "the kernel has it")
+fn open_btrfs(data_dir: &Path, root: &Path, size: Option<u64>) -> Result<Opened, DiskError> {
+    let is_btrfs =
+        ioctl::is_btrfs(root).map_err(pool("look at it", "make the data directory readable"))?;
+    // A btrfs below the data directory serves as it is, unless it counts in another way already.
+    let file = if is_btrfs && ioctl::enable_simple_quotas(root).is_ok() {
+        None
     } else {
-        Probe::fails("btrfs", "the kernel does not list it", "modprobe btrfs")
+        let file = PoolFile::open(data_dir, root, size)?;
+        ioctl::enable_simple_quotas(root)
+            .map_err(pool("turn on simple quotas", "use Linux 6.7 or newer"))?;
+        Some(file)
     };
-    let has_loop = Path::new("/dev/loop-control").exists();
-    let loops = if has_loop {
-        Probe::works("loop devices", "/dev/loop-control is there")
-    } else {
-        Probe::lacks(
-            "loop devices",
-            "/dev/loop-control is missing",
-            "modprobe loop (in a container: --privileged), or put the data directory on btrfs",
-        )
-    };
-    let mkfs = match Command::new("mkfs.btrfs").arg("--version").output() {
-        Ok(output) => Probe::works(
-            "mkfs.btrfs",
-            String::from_utf8_lossy(&output.stdout).trim().to_owned(),
-        ),
-        Err(error) => Probe::fails("mkfs.btrfs", error.to_string(), "install btrfs-progs"),
-    };
-    vec![btrfs, loops, mkfs]
+    Ok((Box::new(btrfs::Btrfs), file))
 }
