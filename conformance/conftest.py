@@ -6,7 +6,7 @@ import time
 
 import pytest
 import requests
-from daemon import INSTANCES, Daemon
+from daemon import INSTANCES, Daemon, Maker
 
 
 def pytest_configure(config):
@@ -50,6 +50,28 @@ def http(daemon):
 def tenant(daemon):
     """A second account, as HTTP."""
     return daemon.http(daemon.account("tenant@example.com")["api_key"])
+
+
+@pytest.fixture
+def make(daemon):
+    """Makes VMs, volumes and snapshots of the first account, which end with the test."""
+    maker = Maker(daemon.http())
+    yield maker
+    maker.clear()
+
+
+@pytest.fixture
+def foreign(tenant):
+    """The same for the second account."""
+    maker = Maker(tenant)
+    yield maker
+    maker.clear()
+
+
+@pytest.fixture(scope="session")
+def manager(daemon):
+    """The official client without a session: its managers."""
+    return daemon.client(auto_start_session=False)
 
 
 @pytest.fixture

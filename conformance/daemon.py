@@ -1,5 +1,6 @@
 """A real daemon with a data directory of its own: started, killed, restarted, checked, destroyed."""
 
+import base64
 import json
 import os
 import secrets
@@ -156,6 +157,92 @@ class Http:
         answer = self.post("/execute", body, timeout=(timeout or 60) + 60)
         assert answer.status_code == 200, answer.text
         return answer.json()
+
+
+class Maker:
+    """Makes VMs, volumes and snapshots of one account, and removes what is left of them in the end."""
+
+    def __init__(self, http):
+        self.http = http
+        self.vms, self.volumes, self.snapshots = [], [], []
+
+    def made(self, answer, kept, key):
+        assert answer.status_code in (200, 201, 202), (answer.status_code, answer.text)
+        record = answer.json()
+        kept.extend(item[key] for item in record.get("vms") or [record])
+        return record
+
+    def vm(self, **fields):
+        """A VM: small, and with an hour to live, unless told otherwise."""
+        body = {"memory_mb": 256, "vcpu_count": 1, "vm_lifetime_seconds": 3600, **fields}
+        return self.made(self.http.post("/v1/vms?wait=true", body), self.vms, "vm_id")
+
+    def clone(self, vm, **fields):
+        return self.made(self.http.post(f"/v1/vms/{vm['vm_id']}/clone?wait=true", fields), self.vms, "vm_id")
+
+    def snapshot(self, vm, **fields):
+        return self.made(self.http.post(f"/v1/vms/{vm['vm_id']}/snapshot?wait=true", fields), self.snapshots, "id")
+
+    def volume(self, quota_bytes=64 << 20, name=None, **fields):
+        body = {"name": name or f"data-{secrets.token_hex(6)}", "quota_bytes": quota_bytes, **fields}
+        return self.made(self.http.post("/v1/volumes", body), self.volumes, "id")
+
+    def checkpoint(self, volume, **fields):
+        answer = self.http.post(f"/v1/volumes/{volume['id']}/checkpoints", fields)
+        assert answer.status_code in (200, 201), answer.text
+        return answer.json()
+
+    def build(self, oci_image, seconds=200, **fields):
+        """A build from an image, as its record is when it has ended."""
+        begun = self.made(self.http.post("/v1/snapshots", {"oci_image": oci_image, **fields}), self.snapshots, "id")
+        return self.ended_build(begun["id"], seconds)
+
+    def ended_build(self, snapshot_id, seconds=200):
+        def ended():
+            record = self.http.get(f"/v1/snapshots/{snapshot_id}").json()
+            return record if record["status"] in ("ready", "failed") else None
+
+        return eventually(ended, seconds, 0.05, f"the build of {snapshot_id}")
+
+    def sh(self, vm, command, timeout=60):
+        """What a shell in the VM prints; the command has to do well."""
+        result = self.http.execute(vm["session_id"], command, "bash", timeout)
+        assert result["exit_code"] == 0, (command, result["stdout"][-500:], result["stderr"][-2000:])
+        return result["stdout"]
+
+    def fails(self, vm, command, timeout=60):
+        """What a shell in the VM says to standard error about a command that must not do well."""
+        result = self.http.execute(vm["session_id"], command, "bash", timeout)
+        assert result["exit_code"] != 0, (command, result)
+        return result["stderr"]
+
+    def mount(self, vm, volume, mount_path="/data", **fields):
+        return self.http.post(f"/v1/vms/{vm['vm_id']}/volumes?wait=true", {"volume_id": volume["id"], "mount_path": mount_path, **fields})
+
+    def unmount(self, vm, volume, mount_path="/data"):
+        return self.http.delete(f"/v1/vms/{vm['vm_id']}/volumes/{volume['id']}", params={"mount_path": mount_path, "wait": "true"})
+
+    def put(self, volume, path, content, overwrite=None):
+        """Uploads a file to a volume without a mount."""
+        parts = {"path": (None, path), "overwrite": (None, overwrite), "file": ("local", content)}
+        parts = {name: part for name, part in parts.items() if part[-1] is not None}
+        return self.http.request("POST", f"/v1/volumes/{volume['id']}/files/upload", files=parts)
+
+    def content(self, volume, path):
+        """A file's bytes, without a mount."""
+        answer = self.http.post(f"/v1/volumes/{volume['id']}/files/download", {"path": path})
+        assert answer.status_code == 200, answer.text
+        return base64.b64decode(answer.json()["content"])
+
+    def paths(self, volume, **query):
+        answer = self.http.get(f"/v1/volumes/{volume['id']}/files", params=query)
+        assert answer.status_code == 200, answer.text
+        return [file["path"] for file in answer.json()]
+
+    def clear(self):
+        """Ends VMs first, because they hold the rest. What a test has removed itself answers 404."""
+        for path in [f"/v1/vms/{one}" for one in self.vms] + [f"/v1/volumes/{one}" for one in self.volumes] + [f"/v1/snapshots/{one}" for one in self.snapshots]:
+            eventually(lambda: self.http.delete(path).status_code in (200, 204, 404), 30, what=f"DELETE {path}")
 
 
 def read_line(stream, seconds):
