@@ -5,18 +5,22 @@
 #![forbid(unsafe_code)]
 
 pub mod api_key;
+pub mod checkpoint;
 pub mod error;
 pub mod execution;
 pub mod file;
+pub mod mount;
 mod number;
 pub mod secret;
 pub mod session;
 mod shape;
+pub mod snapshot;
 pub mod ssh_key;
 pub mod usage;
 pub mod user;
 pub mod variable;
 pub mod vm;
+pub mod volume;
 
 pub use error::ErrorBody;
 pub use secret::Secret;

@@ -1,5 +1,6 @@
 //! VMs.
 
+use crate::mount::VolumeOfVm;
 use crate::{Metadata, Variable};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -30,26 +31,64 @@ pub struct CreateVm {
     pub env: Option<BTreeMap<String, Variable>>,
     /// Only `standard`.
     pub image_variant: Option<String>,
-    /// Not available yet: refused.
+    /// The snapshot that its disk starts as.
     pub snapshot_id: Option<String>,
-    /// Not available yet: anything but an empty list is refused.
-    #[schema(value_type = Option<Vec<Object>>)]
-    pub volumes: Option<Vec<serde_json::Value>>,
+    /// What is mounted before anything runs in it: 16 at most.
+    pub volumes: Option<Vec<VolumeOfVm>>,
     /// Not available yet: anything but an empty list is refused.
     pub vault_ids: Option<Vec<String>>,
     /// Not available yet: a policy that closes anything is refused.
     #[serde(default, deserialize_with = "crate::shape::object")]
     pub egress_policy: Option<EgressPolicy>,
-    /// Not available yet: `true` is refused.
+    /// Whether its disk is kept as a snapshot when it ends, however it ends.
     pub snapshot_on_terminate: Option<bool>,
-    /// Has no effect without `snapshot_on_terminate`.
+    /// The name of that snapshot. Has no effect without `snapshot_on_terminate`.
     pub snapshot_name: Option<String>,
+    /// How many such VMs are made, each with its session: 1 to 100. All or none; the answer has them in `vms`.
+    #[schema(example = 1)]
+    #[serde(default, deserialize_with = "crate::number::integer")]
+    pub count: Option<i64>,
     /// Not available yet: refused.
     #[schema(value_type = Option<Object>)]
     pub share: Option<serde_json::Value>,
     /// Not available yet: refused.
     #[schema(value_type = Option<Object>)]
     pub custom_domain: Option<serde_json::Value>,
+}
+
+/// Changes a VM that lives. Unknown keys are ignored.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct UpdateVm {
+    /// Memory in MiB, a multiple of 2; changed while it runs.
+    #[schema(example = 2048)]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::number::integer"
+    )]
+    pub memory_mb: Option<i64>,
+    /// Whether its disk is kept as a snapshot when it ends, however it ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_on_terminate: Option<bool>,
+    /// The name of that snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_name: Option<String>,
+}
+
+/// Makes a VM that begins as another one is now, in a session of its own: same size, environment, metadata and
+/// lifetime. Volumes are not taken along. Unknown keys are ignored.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct CloneVm {
+    /// The snapshot that it begins as is kept under this name; without one it is not kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_name: Option<String>,
+    /// How many clones are made: 1 to 100. All or none; the answer has them in `vms`.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::number::integer"
+    )]
+    pub count: Option<i64>,
 }
 
 /// What a VM may reach.
@@ -65,6 +104,15 @@ pub struct EgressPolicy {
     pub allowed_domains: Option<Vec<String>>,
     /// Networks that are reachable all the same.
     pub allowed_cidrs: Option<Vec<String>>,
+}
+
+/// Whether the answer waits for what was asked for.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct WaitQuery {
+    /// `true` (the default): answer when it is done. `false`: answer at once, and it goes on.
+    #[serde(default, deserialize_with = "crate::shape::truth_of_query")]
+    pub wait: Option<bool>,
 }
 
 /// Whether the answer waits for the VM.
@@ -129,6 +177,17 @@ pub struct Vm {
     /// Labels.
     #[schema(value_type = Object)]
     pub metadata: Metadata,
+}
+
+/// The VM that was made, or the first of them.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct VmCreated {
+    /// Its record.
+    #[serde(flatten)]
+    pub vm: Vm,
+    /// All of them, when a number was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vms: Option<Vec<Vm>>,
 }
 
 /// A VM was ended.

@@ -8,7 +8,7 @@
 //! Transactions: SQLite has one writer at a time. PostgreSQL has many, each seeing what others have committed (`READ
 //! COMMITTED`), so a transaction that reads, decides and writes first takes a counter by [`Transaction::next`]: its row
 //! stays locked until the end, and transactions of the same kind queue. Several counters are taken in one order:
-//! `account`, `api_key`, `ssh_key`, `account_changes`.
+//! `account`, `api_key`, `ssh_key`, `space`, `account_changes`.
 //!
 //! Durability: SQLite has a write-ahead log with `synchronous = NORMAL`. A committed transaction survives the end of the
 //! process, `kill -9` included; a power loss may cost the last few, never the consistency of the file. PostgreSQL does

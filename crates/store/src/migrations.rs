@@ -25,6 +25,7 @@ const STEPS: &[(i64, &str, &str)] = &[
         "retention",
         include_str!("../migrations/0003_retention.sql"),
     ),
+    (4, "disks", include_str!("../migrations/0004_disks.sql")),
 ];
 
 /// The one word that the two dialects do not share.
