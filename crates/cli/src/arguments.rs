@@ -1,6 +1,9 @@
 //! What can be typed. There are no global flags: each belongs to its command.
 
-use crate::commands::{auth, completions, doc, exec, help, ls, ssh_key, whoami};
+use crate::commands::{
+    auth, clone, completions, create, doc, exec, help, ls, rm, snapshot, ssh_key, vm, volume,
+    whoami,
+};
 use clap::{Args, Parser, Subcommand};
 
 /// Run code in isolated machines, and manage them.
@@ -30,8 +33,19 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Auth(auth::Command),
     Whoami(whoami::Arguments),
+    #[command(visible_alias = "new")]
+    Create(create::Arguments),
     #[command(visible_alias = "list")]
     Ls(ls::Arguments),
+    #[command(visible_alias = "delete")]
+    Rm(rm::Arguments),
+    Clone(clone::Arguments),
+    #[command(subcommand, visible_alias = "vms")]
+    Vm(vm::Command),
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
+    #[command(subcommand, visible_alias = "volumes")]
+    Volume(volume::Command),
     #[command(subcommand, visible_alias = "sshkey")]
     SshKey(ssh_key::Command),
     Exec(exec::Arguments),

@@ -4,7 +4,7 @@ use crate::arguments::Endpoint;
 use crate::failure::Failure;
 use crate::json::{Json, Object};
 use crate::settings::Settings;
-use instavm::{Answer, Client, Error};
+use instavm::{Answer, Call, Client, Error};
 use std::future::Future;
 
 /// Runs a command that asks the platform, until it ends or the user interrupts it.
@@ -29,6 +29,8 @@ pub(crate) fn online(work: impl Future<Output = Result<(), Failure>>) -> Result<
 pub(crate) struct Platform {
     base_url: String,
     api_key: String,
+    /// Where SSH reaches VMs.
+    pub(crate) ssh_host: String,
 }
 
 impl Platform {
@@ -37,15 +39,16 @@ impl Platform {
         let settings = Settings::resolve(endpoint, None)?;
         Ok(Platform {
             base_url: settings.base_url.value,
+            ssh_host: settings.ssh_host.value,
             api_key: settings.api_key.ok_or_else(Failure::no_key)?,
         })
     }
 
     /// A client without a session.
-    pub(crate) async fn connect(self) -> Result<Client, Failure> {
+    pub(crate) async fn connect(&self) -> Result<Client, Failure> {
         let client = Client::builder()
-            .api_key(self.api_key)
-            .base_url(self.base_url)
+            .api_key(&self.api_key)
+            .base_url(&self.base_url)
             .without_session()
             .build()
             .await?;
@@ -71,6 +74,26 @@ pub(crate) fn strict(answer: &Answer, operation: &'static str) -> Result<Object,
         Ok(_) => Err(fault("it is no JSON object".into())),
         Err(error) => Err(fault(error.into())),
     }
+}
+
+/// The answer as an object. Nothing at all counts as success; any other JSON is an error.
+pub(crate) fn object(answer: &Answer, operation: &'static str) -> Result<Object, Error> {
+    match lenient(answer) {
+        Json::Object(object) => Ok(object),
+        _ => Err(Error::Answer {
+            operation,
+            source: "it is no JSON object".into(),
+        }),
+    }
+}
+
+/// Sends a call whose answer is an object or nothing.
+pub(crate) async fn ask(
+    client: &Client,
+    call: Call,
+    operation: &'static str,
+) -> Result<Object, Error> {
+    object(&client.call(call).await?, operation)
 }
 
 /// The answer as a list; empty when it is none.

@@ -88,6 +88,17 @@ fn plain(error: &Error) -> String {
     }
 }
 
+/// The failure as the line below a step says it: the status without what the platform made of it.
+pub(crate) fn raw(error: &Error) -> String {
+    match (error, error.failure()) {
+        (Error::Authentication { .. }, _) => BAD_KEY.to_owned(),
+        (Error::Session { .. } | Error::Execution { .. } | Error::Api { .. }, Some(failure)) => {
+            format!("{} Client Error: {}", failure.status, failure.reason)
+        }
+        _ => plain(error),
+    }
+}
+
 fn or(detail: Option<String>, otherwise: &str) -> String {
     detail.unwrap_or_else(|| otherwise.to_owned())
 }

@@ -10,9 +10,12 @@ mod connection;
 mod failure;
 mod json;
 mod output;
+mod progress;
 mod prompt;
 mod settings;
+mod size;
 mod usage;
+mod watch;
 
 use std::process::ExitCode;
 

@@ -35,9 +35,14 @@ pub(crate) fn complain(text: &str) {
 
 /// Whether standard output understands colours.
 pub(crate) fn is_ansi() -> bool {
+    has_colours(&io::stdout())
+}
+
+/// Whether a stream understands colours.
+pub(crate) fn has_colours(stream: &impl IsTerminal) -> bool {
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
         || std::env::var_os("TERM").is_some_and(|value| value == "dumb");
-    !plain && io::stdout().is_terminal()
+    !plain && stream.is_terminal()
 }
 
 /// The value as people read it; `-` for what is absent or blank.
@@ -47,6 +52,21 @@ pub(crate) fn shown(value: Option<&Json>) -> String {
         "" => "-".to_owned(),
         text => text.to_owned(),
     }
+}
+
+/// A heading with the number of rows, and the table; or one sentence when there is nothing.
+pub(crate) fn listing(
+    noun: &str,
+    nothing: &str,
+    headers: &[&str],
+    rows: &[Vec<String>],
+) -> Vec<String> {
+    if rows.is_empty() {
+        return vec![nothing.to_owned()];
+    }
+    let mut lines = vec![format!("{noun} ({})", rows.len()), String::new()];
+    lines.extend(table(headers, rows));
+    lines
 }
 
 /// A table with a line under its headers.

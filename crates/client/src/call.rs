@@ -72,6 +72,7 @@ pub struct Call {
     pub(crate) family: Family,
     pub(crate) authorised: bool,
     pub(crate) timeout: Option<Duration>,
+    pub(crate) idempotency_key: Option<String>,
 }
 
 #[derive(Clone)]
@@ -104,7 +105,25 @@ impl Call {
             family: Family::Api,
             authorised: true,
             timeout: None,
+            idempotency_key: None,
         }
+    }
+
+    /// Says that however often this call arrives, it is to take effect once: the platform remembers the key, and answers
+    /// the same key with the same result. Without this, a retried call can make a thing twice.
+    #[must_use]
+    pub fn idempotency_key(mut self, key: impl Into<String>) -> Call {
+        self.idempotency_key = Some(key.into());
+        self
+    }
+
+    /// With a new idempotency key.
+    #[must_use]
+    pub fn once(self) -> Call {
+        use std::hash::{BuildHasher, RandomState};
+        let chance = || RandomState::new().hash_one(std::process::id());
+        let (one, other) = (chance(), chance());
+        self.idempotency_key(format!("{one:016x}{other:016x}"))
     }
 
     /// Adds a query parameter.

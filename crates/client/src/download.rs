@@ -8,12 +8,15 @@ use bytes::Bytes;
 use futures::{Stream, stream};
 use reqwest::Response;
 use std::fmt;
+use std::path::Path;
 use std::time::Duration;
 
 /// The longest key of the answer that is looked at.
 const KEY_LIMIT: usize = 256;
+/// Bytes of the answer beside the content that are kept.
+const ABOUT_LIMIT: usize = 64 << 10;
 
-/// A file of the VM on its way.
+/// A file of a VM or a volume on its way.
 pub struct Download {
     response: Response,
     operation: &'static str,
@@ -77,6 +80,21 @@ impl Download {
         Ok(content)
     }
 
+    /// Writes the rest of the file to a local path and returns its size. A regular file that is there is replaced when
+    /// the whole new content has come, and stays as it is when something goes wrong.
+    ///
+    /// # Errors
+    /// When the local file cannot be written, and when the answer breaks off or is not understood.
+    pub async fn save(&mut self, local: impl AsRef<Path>) -> Result<u64> {
+        crate::file::save(self, self.operation, local.as_ref()).await
+    }
+
+    /// The platform's answer as JSON, with the text of `content` left out: complete when the file has been read to its
+    /// end.
+    pub fn answer(&self) -> &[u8] {
+        &self.decoder.about
+    }
+
     /// The rest of the file as a stream.
     pub fn into_stream(self) -> impl Stream<Item = Result<Bytes>> + Send {
         stream::try_unfold(self, |mut download: Download| async move {
@@ -95,6 +113,8 @@ struct Decoder {
     group: Vec<u8>,
     padded: bool,
     found: bool,
+    /// The object without the text of the content.
+    about: Vec<u8>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -140,16 +160,30 @@ impl Decoder {
                 rest = after;
                 if let Some((&mark, after)) = rest.split_first() {
                     self.state = match mark {
-                        b'"' => self.end_content(output)?,
+                        b'"' => {
+                            self.note(b'"')?;
+                            self.end_content(output)?
+                        }
                         _ => State::ContentEscape,
                     };
                     rest = after;
                 }
                 continue;
             }
+            if !matches!(self.state, State::ContentEscape | State::ContentCode { .. }) {
+                self.note(byte)?;
+            }
             self.state = self.step(byte, output)?;
             rest = &rest[1..];
         }
+        Ok(())
+    }
+
+    fn note(&mut self, byte: u8) -> Result<(), &'static str> {
+        if self.about.len() == ABOUT_LIMIT {
+            return Err("there is too much beside its content");
+        }
+        self.about.push(byte);
         Ok(())
     }
 
@@ -318,6 +352,21 @@ mod tests {
             };
             assert_eq!(decode(answer), expected, "{answer}");
         }
+    }
+
+    #[test]
+    fn the_rest_of_the_answer_is_kept() {
+        let mut decoder = Decoder::default();
+        let answer = r#"{"path":"a\"b","content":"aGVs\u0062G8=\n","size":5.0}"#;
+        assert_eq!(decoder.push(answer.as_bytes(), &mut Vec::new()), Ok(()));
+        let about = r#"{"path":"a\"b","content":"","size":5.0}"#;
+        assert_eq!(String::from_utf8_lossy(&decoder.about), about);
+        let long = format!(r#"{{"a":"{}"}}"#, "x".repeat(ABOUT_LIMIT));
+        assert!(decode_once(&long).is_err());
+    }
+
+    fn decode_once(answer: &str) -> Result<(), &'static str> {
+        Decoder::default().push(answer.as_bytes(), &mut Vec::new())
     }
 
     #[test]

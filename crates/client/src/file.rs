@@ -1,6 +1,6 @@
 //! Files of the session's VM.
 
-use crate::call::{Call, Method};
+use crate::call::{Answer, Call, Method};
 use crate::client::Client;
 use crate::download::Download;
 use crate::error::{Error, Family, Result};
@@ -92,28 +92,26 @@ fn file_error(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> Err
     }
 }
 
-impl Client {
-    /// Sends a local file. Its content is never in memory as a whole.
-    ///
-    /// # Errors
-    /// When the file cannot be read, without a session, and when the platform refuses.
-    pub async fn upload_file(
-        &self,
-        local: impl AsRef<Path>,
-        remote: impl Into<Target>,
-    ) -> Result<Uploaded> {
-        let (local, target) = (local.as_ref(), remote.into());
-        let mut retries = self.http(UPLOAD)?.retries();
+/// A call with a multipart body: text fields, then one file.
+pub(crate) struct Parcel {
+    pub(crate) call: Call,
+    pub(crate) fields: Vec<(&'static str, String)>,
+}
+
+impl Parcel {
+    /// Sends a local file, with retries. Its content is never in memory as a whole.
+    pub(crate) async fn local(&self, client: &Client, local: &Path) -> Result<Answer> {
+        let mut retries = client.http(self.call.operation)?.retries();
         loop {
-            match self.upload_once(local, &target).await {
+            match self.local_once(client, local).await {
                 Err(error) if retries.again(&error).await => {}
                 result => return result,
             }
         }
     }
 
-    async fn upload_once(&self, local: &Path, target: &Target) -> Result<Uploaded> {
-        let unreadable = file_error(UPLOAD, local);
+    async fn local_once(&self, client: &Client, local: &Path) -> Result<Answer> {
+        let unreadable = file_error(self.call.operation, local);
         let file = File::open(local).await.map_err(&unreadable)?;
         let about = file.metadata().await.map_err(&unreadable)?;
         // A pipe or a device says nothing about how much is in it.
@@ -124,7 +122,86 @@ impl Client {
             length,
             name,
         };
-        self.send_file(target, source).await
+        self.send(client, source).await
+    }
+
+    /// Sends bytes, with retries.
+    pub(crate) async fn bytes(&self, client: &Client, content: Bytes) -> Result<Answer> {
+        let mut retries = client.http(self.call.operation)?.retries();
+        loop {
+            let rest = content.clone();
+            let source = |activity| Source {
+                body: counted(slices(rest), activity),
+                length: Some(content.len() as u64),
+                name: "content".to_owned(),
+            };
+            match self.send(client, source).await {
+                Err(error) if retries.again(&error).await => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// Sends what a stream yields, once.
+    pub(crate) async fn stream<S>(&self, client: &Client, content: S) -> Result<Answer>
+    where
+        S: Stream<Item = io::Result<Bytes>> + Send + 'static,
+    {
+        let source = |activity: Activity| Source {
+            body: counted(content, activity),
+            length: None,
+            name: "content".to_owned(),
+        };
+        self.send(client, source).await
+    }
+
+    async fn send(
+        &self,
+        client: &Client,
+        source: impl FnOnce(Activity) -> Source,
+    ) -> Result<Answer> {
+        let form = |activity| {
+            let source = source(activity);
+            let part = match source.length {
+                Some(length) => Part::stream_with_length(source.body, length),
+                None => Part::stream(source.body),
+            };
+            let fields = self.fields.iter().cloned();
+            fields
+                .fold(Form::new(), |form, (name, value)| form.text(name, value))
+                .part("file", part.file_name(source.name))
+        };
+        let http = client.http(self.call.operation)?;
+        http.send_form(&self.call, form).await
+    }
+}
+
+impl Client {
+    /// Sends any call of the API with these text fields and a local file, as `multipart/form-data`. The content is never
+    /// in memory as a whole.
+    ///
+    /// # Errors
+    /// When the file cannot be read, there is no answer, or the platform refuses.
+    pub async fn call_with_file(
+        &self,
+        call: Call,
+        fields: Vec<(&'static str, String)>,
+        local: impl AsRef<Path>,
+    ) -> Result<Answer> {
+        Parcel { call, fields }.local(self, local.as_ref()).await
+    }
+
+    /// Sends a local file. Its content is never in memory as a whole.
+    ///
+    /// # Errors
+    /// When the file cannot be read, without a session, and when the platform refuses.
+    pub async fn upload_file(
+        &self,
+        local: impl AsRef<Path>,
+        remote: impl Into<Target>,
+    ) -> Result<Uploaded> {
+        let parcel = self.upload(remote.into())?;
+        parcel.local(self, local.as_ref()).await?.json()
     }
 
     /// Sends bytes.
@@ -136,20 +213,8 @@ impl Client {
         content: impl Into<Bytes>,
         remote: impl Into<Target>,
     ) -> Result<Uploaded> {
-        let (content, target) = (content.into(), remote.into());
-        let mut retries = self.http(UPLOAD)?.retries();
-        loop {
-            let rest = content.clone();
-            let source = |activity| Source {
-                body: counted(slices(rest), activity),
-                length: Some(content.len() as u64),
-                name: "content".to_owned(),
-            };
-            match self.send_file(&target, source).await {
-                Err(error) if retries.again(&error).await => {}
-                result => return result,
-            }
-        }
+        let parcel = self.upload(remote.into())?;
+        parcel.bytes(self, content.into()).await?.json()
     }
 
     /// Sends what a stream yields, of any length. It is read once, so this call is never repeated.
@@ -160,34 +225,19 @@ impl Client {
     where
         S: Stream<Item = io::Result<Bytes>> + Send + 'static,
     {
-        let source = |activity: Activity| Source {
-            body: counted(content, activity),
-            length: None,
-            name: "content".to_owned(),
-        };
-        self.send_file(&remote.into(), source).await
+        let parcel = self.upload(remote.into())?;
+        parcel.stream(self, content).await?.json()
     }
 
-    async fn send_file(
-        &self,
-        target: &Target,
-        source: impl FnOnce(Activity) -> Source,
-    ) -> Result<Uploaded> {
-        let session_id = self.current(UPLOAD)?;
-        let call = Call::new(Method::Post, "/upload").named(UPLOAD, Family::Api);
-        let form = |activity| {
-            let source = source(activity);
-            let part = match source.length {
-                Some(length) => Part::stream_with_length(source.body, length),
-                None => Part::stream(source.body),
-            };
-            Form::new()
-                .text("remote_path", target.path.clone())
-                .text("session_id", session_id)
-                .text("recursive", target.unpack.to_string())
-                .part("file", part.file_name(source.name))
-        };
-        self.http(UPLOAD)?.send_form(&call, form).await?.json()
+    fn upload(&self, target: Target) -> Result<Parcel> {
+        Ok(Parcel {
+            call: Call::new(Method::Post, "/upload").named(UPLOAD, Family::Api),
+            fields: vec![
+                ("remote_path", target.path),
+                ("session_id", self.current(UPLOAD)?),
+                ("recursive", target.unpack.to_string()),
+            ],
+        })
     }
 
     /// Opens a file of the VM for reading piece by piece.
@@ -199,12 +249,19 @@ impl Client {
             ("filename", remote.to_owned()),
             ("session_id", self.current(DOWNLOAD)?),
         ];
-        let call = Call::new(Method::Post, "/download")
-            .named(DOWNLOAD, Family::Api)
-            .form(fields);
-        let http = self.http(DOWNLOAD)?;
+        let call = Call::new(Method::Post, "/download").named(DOWNLOAD, Family::Api);
+        self.download(call.form(fields)).await
+    }
+
+    /// Opens the file that a call answers with.
+    pub(crate) async fn download(&self, call: Call) -> Result<Download> {
+        let http = self.http(call.operation)?;
         let response = http.open(&call).await?;
-        Ok(Download::new(response, DOWNLOAD, http.patience(&call)))
+        Ok(Download::new(
+            response,
+            call.operation,
+            http.patience(&call),
+        ))
     }
 
     /// A file of the VM, in memory.
@@ -221,27 +278,34 @@ impl Client {
     /// # Errors
     /// When the local file cannot be written, without a session, and when the platform refuses.
     pub async fn download_file(&self, remote: &str, local: impl AsRef<Path>) -> Result<u64> {
-        let local = local.as_ref();
-        let mut content = self.download_stream(remote).await?;
-        let unwritable = file_error(DOWNLOAD, local);
-        // What is no regular file, a pipe for instance, is written to as it is.
-        if tokio::fs::metadata(local)
-            .await
-            .is_ok_and(|about| !about.is_file())
-        {
-            let mut file = tokio::fs::OpenOptions::new();
-            let mut file = file.write(true).open(local).await.map_err(&unwritable)?;
-            return copy(&mut content, &mut file, &unwritable).await;
-        }
-        let partial = Partial::beside(local);
-        let mut file = File::create_new(&partial.0).await.map_err(&unwritable)?;
-        let size = copy(&mut content, &mut file, &unwritable).await?;
-        drop(file);
-        tokio::fs::rename(&partial.0, local)
-            .await
-            .map_err(&unwritable)?;
-        Ok(size)
+        self.download_stream(remote).await?.save(local).await
     }
+}
+
+/// Writes what is downloaded to a local path.
+pub(crate) async fn save(
+    content: &mut Download,
+    operation: &'static str,
+    local: &Path,
+) -> Result<u64> {
+    let unwritable = file_error(operation, local);
+    // What is no regular file, a pipe for instance, is written to as it is.
+    if tokio::fs::metadata(local)
+        .await
+        .is_ok_and(|about| !about.is_file())
+    {
+        let mut file = tokio::fs::OpenOptions::new();
+        let mut file = file.write(true).open(local).await.map_err(&unwritable)?;
+        return copy(content, &mut file, &unwritable).await;
+    }
+    let partial = Partial::beside(local);
+    let mut file = File::create_new(&partial.0).await.map_err(&unwritable)?;
+    let size = copy(content, &mut file, &unwritable).await?;
+    drop(file);
+    tokio::fs::rename(&partial.0, local)
+        .await
+        .map_err(&unwritable)?;
+    Ok(size)
 }
 
 async fn copy(

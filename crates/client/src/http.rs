@@ -20,6 +20,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(64);
 
 /// The header with the key.
 const KEY: &str = "x-api-key";
+/// The header by which a repeated call is told.
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
 /// A connection pool to one platform.
 #[derive(Clone)]
@@ -148,9 +150,7 @@ impl Http {
         body: impl FnOnce(Activity) -> Form,
     ) -> Result<Answer> {
         let activity = Activity::begin();
-        let request = self
-            .request(call.method, &call.path, call.authorised)?
-            .multipart(body(activity.clone()));
+        let request = self.request(call)?.multipart(body(activity.clone()));
         let response = self.exchange(request, call, &activity).await?;
         self.collect(response, call).await
     }
@@ -175,12 +175,7 @@ impl Http {
     }
 
     async fn open_once(&self, call: &Call) -> Result<Response> {
-        let request = self.request(call.method, &call.path, call.authorised)?;
-        let request = if call.query.is_empty() {
-            request
-        } else {
-            request.query(&call.query)
-        };
+        let request = self.request(call)?;
         let request = match &call.body {
             Payload::Empty => request,
             Payload::Json(text) => request
@@ -191,13 +186,13 @@ impl Http {
         self.exchange(request, call, &Activity::begin()).await
     }
 
-    fn request(&self, method: Method, path: &str, authorised: bool) -> Result<RequestBuilder> {
-        let url = format!("{}{path}", self.base_url);
+    fn request(&self, call: &Call) -> Result<RequestBuilder> {
+        let url = format!("{}{}", self.base_url, call.path);
         let url = Url::parse(&url).map_err(|error| Error::Invalid {
             what: "path",
             reason: error.to_string(),
         })?;
-        let method = match method {
+        let method = match call.method {
             Method::Get => reqwest::Method::GET,
             Method::Post => reqwest::Method::POST,
             Method::Put => reqwest::Method::PUT,
@@ -205,8 +200,17 @@ impl Http {
             Method::Delete => reqwest::Method::DELETE,
         };
         let request = self.client.request(method, url);
+        let request = if call.query.is_empty() {
+            request
+        } else {
+            request.query(&call.query)
+        };
+        let request = match &call.idempotency_key {
+            Some(key) => request.header(IDEMPOTENCY_KEY, key),
+            None => request,
+        };
         Ok(match &self.api_key {
-            Some(key) if authorised => request.header(KEY, key),
+            Some(key) if call.authorised => request.header(KEY, key),
             _ => request,
         })
     }

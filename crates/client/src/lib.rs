@@ -53,8 +53,11 @@ mod execution;
 mod file;
 mod http;
 mod session;
+mod snapshot;
 mod ssh_key;
 mod user;
+mod vm;
+mod volume;
 
 pub use api_key::ApiKeys;
 pub use builder::{API_KEY_VARIABLE, BASE_URL_VARIABLE, ClientBuilder, DEFAULT_BASE_URL};
@@ -65,12 +68,22 @@ pub use error::{Error, Failure, NetworkCause, Result};
 pub use execution::Code;
 pub use file::Target;
 pub use session::Sandboxes;
+pub use snapshot::{SnapshotBuild, SnapshotType, Snapshots};
 pub use user::UsageDays;
+pub use vm::{Access, NewClone, NewVm, Vms};
+pub use volume::{VolumeFiles, VolumePath, Volumes};
 
 pub use instavm_api::api_key::{ApiKey, ApiKeyDeleted, NewApiKey, UpdateApiKey};
+pub use instavm_api::checkpoint::{Checkpoint, CheckpointDeleted};
 pub use instavm_api::execution::{Execution, ExecutionStarted, ExecutionTask, Language};
 pub use instavm_api::file::Uploaded;
+pub use instavm_api::mount::{Mount, Unmounted};
 pub use instavm_api::session::{AppUrl, Killed, NetworkIo, Session, SessionStatus, SessionUsage};
+pub use instavm_api::snapshot::{Snapshot, SnapshotConfig, SnapshotDeleted};
 pub use instavm_api::ssh_key::{SshKey, SshKeyDeleted};
 pub use instavm_api::usage::{UsageBreakdown, UsageOfDay, UsageTotals};
 pub use instavm_api::user::User;
+pub use instavm_api::vm::{EgressPolicy, UpdateVm, Vm, VmCreated, VmDeleted};
+pub use instavm_api::volume::{
+    UpdateVolume, Volume, VolumeDeleted, VolumeFile, VolumeFileDeleted, VolumeFileUploaded,
+};

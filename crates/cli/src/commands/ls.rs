@@ -5,9 +5,9 @@ use crate::connection::{Platform, list, online};
 use crate::failure::Failure;
 use crate::json::{Json, Object};
 use crate::output::{self, shown};
+use crate::watch::Watch;
 use clap::Args;
 use instavm::{Call, Client, Method};
-use std::time::Duration;
 
 /// List the active VMs
 ///
@@ -17,44 +17,29 @@ pub(crate) struct Arguments {
     /// Include VMs that have ended
     #[arg(short, long)]
     all: bool,
-    /// Show the list again every N seconds; 5 without a number
-    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "5", allow_negative_numbers = true)]
-    watch: Option<i64>,
+    #[command(flatten)]
+    watch: Watch,
     #[command(flatten)]
     endpoint: Endpoint,
     #[command(flatten)]
     format: Format,
 }
 
-const CLEAR: &str = "\u{1b}[2J\u{1b}[H";
-
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     online(async {
         let client = Platform::resolve(&arguments.endpoint)?.connect().await?;
-        let pause = match arguments.watch.map(u64::try_from) {
-            None => None,
-            Some(Ok(seconds @ 1..)) => Some(Duration::from_secs(seconds)),
-            Some(_) => return Err(Failure::said("--watch must be a positive number")),
-        };
         let ansi = output::is_ansi();
-        frame(arguments, &client, ansi, false).await?;
-        let Some(pause) = pause else {
-            return Ok(());
-        };
-        loop {
-            tokio::time::sleep(pause).await;
-            frame(arguments, &client, ansi, ansi && !arguments.format.json).await?;
-        }
+        let frame = || frame(arguments, &client, ansi);
+        arguments.watch.frames(arguments.format.json, frame).await
     })
 }
 
-/// Fetches the list and shows it.
+/// Fetches the list.
 async fn frame(
     arguments: &Arguments,
     client: &Client,
     ansi: bool,
-    clear: bool,
-) -> Result<(), Failure> {
+) -> Result<(Object, Vec<String>), Failure> {
     let all = arguments.all;
     // Not the same endpoint: the slash matters.
     let path = if all { "/v1/vms/" } else { "/v1/vms" };
@@ -70,11 +55,7 @@ async fn frame(
     } else {
         lines(&vms, all, ansi)
     };
-    if clear {
-        output::print(CLEAR)?;
-    }
-    let payload = Object::default().with("vms", vms);
-    output::emit(arguments.format.json, payload, &lines)
+    Ok((Object::default().with("vms", vms), lines))
 }
 
 fn status(vm: &Json) -> String {

@@ -1,12 +1,18 @@
 //! One file a command.
 
 pub(crate) mod auth;
+pub(crate) mod clone;
 pub(crate) mod completions;
+pub(crate) mod create;
 pub(crate) mod doc;
 pub(crate) mod exec;
 pub(crate) mod help;
 pub(crate) mod ls;
+pub(crate) mod rm;
+pub(crate) mod snapshot;
 pub(crate) mod ssh_key;
+pub(crate) mod vm;
+pub(crate) mod volume;
 pub(crate) mod whoami;
 
 use crate::arguments::Command;
@@ -19,7 +25,13 @@ pub(crate) fn run(command: Command) -> ExitCode {
         Command::Help(arguments) => help::run(&arguments),
         Command::Auth(command) => auth::run(&command),
         Command::Whoami(arguments) => whoami::run(&arguments),
+        Command::Create(arguments) => create::run(&arguments),
         Command::Ls(arguments) => ls::run(&arguments),
+        Command::Rm(arguments) => rm::run(&arguments),
+        Command::Clone(arguments) => clone::run(&arguments),
+        Command::Vm(command) => vm::run(&command),
+        Command::Snapshot(command) => snapshot::run(&command),
+        Command::Volume(command) => volume::run(&command),
         Command::SshKey(command) => ssh_key::run(&command),
         Command::Exec(arguments) => exec::run(&arguments),
         Command::Doc(arguments) => doc::run(&arguments),

@@ -58,11 +58,7 @@ impl Client {
     pub fn download_stream(&self, remote: &str) -> Result<Download> {
         let remote = remote.to_owned();
         let inner = self.run(|client| async move { client.download_stream(&remote).await })?;
-        Ok(Download {
-            inner: Some(inner),
-            worker: self.worker.clone(),
-            piece: Bytes::new(),
-        })
+        Ok(Download::new(inner, self.worker.clone()))
     }
 
     /// A file of the VM, in memory.
@@ -85,7 +81,7 @@ impl Client {
 }
 
 /// What a reader yields, read on threads that may block.
-fn pieces<R: Read + Send + 'static>(
+pub(super) fn pieces<R: Read + Send + 'static>(
     reader: R,
 ) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
     stream::try_unfold(reader, |mut reader| async move {
@@ -106,13 +102,23 @@ fn pieces<R: Read + Send + 'static>(
     })
 }
 
-/// A file of the VM on its way, as a reader.
+/// A file of a VM or a volume on its way, as a reader.
 #[derive(Debug)]
 pub struct Download {
     /// `None` at its end and after a failure.
     inner: Option<crate::Download>,
     worker: Worker,
     piece: Bytes,
+}
+
+impl Download {
+    pub(super) fn new(inner: crate::Download, worker: Worker) -> Download {
+        Download {
+            inner: Some(inner),
+            worker,
+            piece: Bytes::new(),
+        }
+    }
 }
 
 impl Read for Download {

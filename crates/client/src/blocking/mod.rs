@@ -10,15 +10,22 @@
 //! ```
 
 mod file;
+mod snapshot;
+mod vm;
+mod volume;
 mod worker;
 
 pub use file::Download;
+pub use snapshot::Snapshots;
+pub use vm::Vms;
+pub use volume::Volumes;
 
 use crate::{
     Answer, ApiKey, ApiKeyDeleted, AppUrl, Call, ClientBuilder, Code, Execution, ExecutionStarted,
     ExecutionTask, Killed, NewApiKey, Result, Sandboxes, Session, SessionStatus, SessionUsage,
     SshKey, SshKeyDeleted, UpdateApiKey, UsageBreakdown, UsageDays, User,
 };
+use std::path::Path;
 use std::time::Duration;
 use worker::Worker;
 
@@ -106,6 +113,20 @@ impl Client {
     /// As the method of the same name of [`crate::Client`].
     pub fn call(&self, call: Call) -> Result<Answer> {
         self.run(|client| async move { client.call(call).await })
+    }
+
+    /// Sends any call of the API with these text fields and a local file, as `multipart/form-data`.
+    ///
+    /// # Errors
+    /// As the method of the same name of [`crate::Client`].
+    pub fn call_with_file(
+        &self,
+        call: Call,
+        fields: Vec<(&'static str, String)>,
+        local: impl AsRef<Path>,
+    ) -> Result<Answer> {
+        let local = local.as_ref().to_owned();
+        self.run(|client| async move { client.call_with_file(call, fields, local).await })
     }
 
     /// Starts a new session, which becomes the client's session; returns its id.
