@@ -80,6 +80,32 @@ pub enum Request {
         /// Permission bits of a new file; an existing file keeps its own.
         mode: u32,
     },
+    /// Opens a terminal with a program in it. Answered by [`Event::Done`]; what the program writes is kept until
+    /// somebody attaches.
+    OpenPty(OpenPty),
+    /// Gives the terminal to this connection; one that had it before is closed. The agent sends [`Event::Stdout`] …
+    /// and one [`Event::Exited`]; the node sends [`Control::Data`] and [`Control::Resize`]. A terminal whose connection
+    /// is lost waits a minute for another one, then its program gets a hangup.
+    AttachPty {
+        /// The id given in [`OpenPty::id`].
+        id: String,
+    },
+    /// Changes the size of a terminal. Answered by [`Event::Done`].
+    ResizePty {
+        /// The id given in [`OpenPty::id`].
+        id: String,
+        /// Columns.
+        cols: u16,
+        /// Rows.
+        rows: u16,
+    },
+    /// Hangs a terminal up and forgets it. Answered by [`Event::Done`], also when the id is unknown.
+    ClosePty {
+        /// The id given in [`OpenPty::id`].
+        id: String,
+    },
+    /// Lists the terminals. Answered by [`Event::Ptys`].
+    Ptys,
 }
 
 /// Where relative paths and executions start, unless [`Rejoin::workdir`] says otherwise.
@@ -115,6 +141,38 @@ pub enum Language {
     Bash,
 }
 
+/// A terminal to open.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OpenPty {
+    /// Unique among the VM's terminals.
+    pub id: String,
+    /// The program, looked for as a shell would, and its arguments.
+    pub program: Vec<String>,
+    /// Columns.
+    pub cols: u16,
+    /// Rows.
+    pub rows: u16,
+    /// Additions to the session's environment.
+    pub env: BTreeMap<String, String>,
+}
+
+/// A terminal as [`Request::Ptys`] shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PtyState {
+    /// Its id.
+    pub id: String,
+    /// Columns.
+    pub cols: u16,
+    /// Rows.
+    pub rows: u16,
+    /// How its program ended; `None` while it runs.
+    pub exit_code: Option<i32>,
+    /// A connection has it.
+    pub attached: bool,
+    /// When it was opened, in microseconds since the Unix epoch by the VM's clock.
+    pub created_micros: i64,
+}
+
 /// One run of code.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Execute {
@@ -139,10 +197,17 @@ pub enum Control {
     /// Ends the execution for certain: SIGKILL to what it started. A killed interpreter is replaced and
     /// [`Finished::state_lost`] says so.
     Kill,
-    /// Content of a file that is being written.
+    /// Content of a file that is being written, or what is typed on a terminal (up to 64 KiB a frame).
     Data(#[serde(with = "frame::bytes")] Vec<u8>),
     /// The end of that content.
     End,
+    /// The size of the terminal that this connection has.
+    Resize {
+        /// Columns.
+        cols: u16,
+        /// Rows.
+        rows: u16,
+    },
 }
 
 /// Frames that the agent sends.
@@ -172,6 +237,13 @@ pub enum Event {
         /// Its size in bytes.
         size: u64,
     },
+    /// The program of a terminal has ended; nothing else follows.
+    Exited {
+        /// Its exit status, or 128 + the signal that ended it.
+        exit_code: i32,
+    },
+    /// The terminals; nothing else follows.
+    Ptys(Vec<PtyState>),
 }
 
 impl std::fmt::Debug for Hello {
@@ -188,7 +260,12 @@ impl Event {
     pub fn is_last(&self) -> bool {
         matches!(
             self,
-            Event::Done | Event::Failed(_) | Event::Finished(_) | Event::Written { .. }
+            Event::Done
+                | Event::Failed(_)
+                | Event::Finished(_)
+                | Event::Written { .. }
+                | Event::Exited { .. }
+                | Event::Ptys(_)
         )
     }
 }
@@ -235,4 +312,6 @@ pub enum FailureKind {
     Exhausted,
     /// Anything else.
     Internal,
+    /// There is one already.
+    Exists,
 }

@@ -14,6 +14,9 @@ pub(crate) const OUTBOX_LOW: usize = OUTBOX_LIMIT / 2;
 /// The longest frame before the peer has shown the token, and the longest control frame of an execution.
 const SHORT_FRAME: usize = 256;
 
+/// The longest frame with input for a terminal: 64 KiB and what is around them.
+const INPUT_FRAME: usize = 64 * 1024 + 16;
+
 /// Where a connection is in its life.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
@@ -27,6 +30,8 @@ pub(crate) enum Phase {
     Following { id: String, offset: u64 },
     /// It waits for the interpreter.
     Warming,
+    /// It has a terminal; nothing is read from it while that takes no input.
+    Terminal { pty: u64, full: bool },
     /// A child answers.
     Transfer { pid: i32 },
     /// What waits is still to be sent.
@@ -71,7 +76,12 @@ impl Connection {
             return Ok(None);
         };
         let length = frame::payload_length(*prefix)?;
-        if length > SHORT_FRAME && self.phase != Phase::Asking {
+        let longest = match self.phase {
+            Phase::Asking => frame::MAX_PAYLOAD,
+            Phase::Terminal { .. } => INPUT_FRAME,
+            _ => SHORT_FRAME,
+        };
+        if length > longest {
             return Err(FrameError::TooLong(length));
         }
         let Some(payload) = self.inbox.get(4..4 + length) else {
@@ -106,6 +116,10 @@ impl Connection {
     pub(crate) fn wanted(&self) -> Interest {
         match self.phase {
             Phase::Transfer { .. } => Interest::NONE,
+            Phase::Terminal { full: true, .. } => Interest {
+                read: false,
+                write: !self.outbox.is_empty(),
+            },
             Phase::Closing => Interest {
                 read: false,
                 write: true,

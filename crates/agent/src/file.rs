@@ -233,7 +233,7 @@ impl Replacement {
                     size += bytes.len() as u64;
                 }
                 Ok(Control::End) => return Ok(size),
-                Ok(Control::Interrupt | Control::Kill) => {
+                Ok(Control::Interrupt | Control::Kill | Control::Resize { .. }) => {
                     return Err(refuse(
                         FailureKind::Internal,
                         "the upload was cancelled".to_owned(),

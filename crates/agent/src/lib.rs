@@ -17,6 +17,7 @@ mod place;
 mod poller;
 mod process;
 mod procfs;
+mod pty;
 mod serve;
 mod shell;
 mod spool;

@@ -18,6 +18,8 @@ pub(crate) enum Source {
     Stream(u64),
     /// The interpreter's control socket, by the interpreter's number.
     Interpreter(u64),
+    /// The node's end of a terminal.
+    Pty(u64),
 }
 
 const KIND_SHIFT: u32 = 60;
@@ -30,6 +32,7 @@ impl Source {
             Source::Connection(number) => (2, number),
             Source::Stream(number) => (3, number),
             Source::Interpreter(number) => (4, number),
+            Source::Pty(number) => (5, number),
         };
         (kind << KIND_SHIFT) | number
     }
@@ -41,7 +44,8 @@ impl Source {
             1 => Source::Signals,
             2 => Source::Connection(number),
             3 => Source::Stream(number),
-            _ => Source::Interpreter(number),
+            4 => Source::Interpreter(number),
+            _ => Source::Pty(number),
         }
     }
 }

@@ -50,6 +50,7 @@ pub(crate) struct Program {
     descriptors: Vec<OwnedFd>,
     oom_score: &'static CStr,
     dies_with_agent: bool,
+    has_terminal: bool,
 }
 
 impl Program {
@@ -79,6 +80,7 @@ impl Program {
             descriptors,
             oom_score: c"500",
             dies_with_agent: false,
+            has_terminal: false,
         })
     }
 
@@ -103,6 +105,12 @@ impl Program {
     /// It is killed when the agent ends.
     pub(crate) fn dies_with_agent(mut self) -> Program {
         self.dies_with_agent = true;
+        self
+    }
+
+    /// Its standard input is the terminal that controls its session.
+    pub(crate) fn with_terminal(mut self) -> Program {
+        self.has_terminal = true;
         self
     }
 
@@ -138,14 +146,15 @@ impl Program {
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
             }
             reset_signals();
-            // A copy of the agent cannot be traced, and therefore its own /proc files belong to nobody here.
+            self.place_descriptors();
+            // A copy of the agent cannot be traced, and therefore its own /proc files belong to nobody here. By now it
+            // has none of the agent's descriptors.
             libc::prctl(libc::PR_SET_DUMPABLE, 1);
             write_oom_score(self.oom_score);
             libc::umask(0o022);
             if libc::chdir(self.workdir.as_ptr()) != 0 {
                 libc::chdir(c"/".as_ptr());
             }
-            self.place_descriptors();
             let mut denied = false;
             for candidate in &self.candidates {
                 libc::execve(candidate.as_ptr(), arguments.as_ptr(), environment.as_ptr());

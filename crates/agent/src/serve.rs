@@ -7,6 +7,7 @@ use crate::language::Checks;
 use crate::poller::{Happening, Interest, Poller, Source};
 use crate::process::{self, Secret};
 use crate::procfs::ProcessTable;
+use crate::pty::Ptys;
 use crate::spool::Spools;
 use crate::timers::{Timer, Timers};
 use instavm_agent_api::{
@@ -72,6 +73,8 @@ pub(crate) enum Child {
     Check(u64),
     /// What answers a connection.
     Transfer(u64),
+    /// The program of a terminal.
+    Pty(u64),
 }
 
 /// Everything that the loop knows.
@@ -88,6 +91,7 @@ pub(crate) struct Server {
     pub(crate) interpreter: Interpreter,
     pub(crate) checks: Checks,
     pub(crate) spools: Spools,
+    pub(crate) ptys: Ptys,
     pub(crate) timers: Timers,
     pub(crate) processes: ProcessTable,
     /// The session's environment, and a number that changes with it.
@@ -158,6 +162,7 @@ impl Server {
             interpreter: Interpreter::default(),
             checks: Checks::default(),
             spools: Spools::open(),
+            ptys: Ptys::open(),
             timers: Timers::default(),
             processes: ProcessTable::open(),
             environment: BTreeMap::new(),
@@ -206,6 +211,7 @@ impl Server {
             Source::Connection(key) => self.connection_ready(key, happening.hung_up),
             Source::Stream(key) => self.stream_ready(key),
             Source::Interpreter(number) => self.worker_ready(number),
+            Source::Pty(key) => self.pty_ready(key, happening.hung_up),
         }
     }
 
@@ -242,6 +248,7 @@ impl Server {
                 Some(Child::Worker(number)) => self.worker_ended(number, &ended),
                 Some(Child::Check(key)) => self.check_ended(key, &ended),
                 Some(Child::Transfer(connection)) => self.close(connection),
+                Some(Child::Pty(key)) => self.pty_ended(key, &ended),
                 None => {}
             }
         }
@@ -255,6 +262,8 @@ impl Server {
             Timer::Start(number) => self.watch_start(number),
             Timer::Check(key) => self.end_check(key),
             Timer::EndTransfer(key) => self.end_transfer(key),
+            Timer::Pty(key) => self.end_lonely_pty(key),
+            Timer::EndPty(pid) => self.end_pty_program(pid),
             Timer::Accept => {
                 // What is in the set can be changed without memory.
                 let _ = self
@@ -347,14 +356,18 @@ impl Server {
     }
 
     /// Works through what a connection has received.
-    fn take_messages(&mut self, key: u64) {
+    pub(crate) fn take_messages(&mut self, key: u64) {
         while let Some(connection) = self.connections.get_mut(&key) {
             let taken = match &connection.phase {
                 Phase::Stranger => connection.next::<Hello>().map(|m| m.map(Message::Hello)),
                 Phase::Asking => connection
                     .next::<Request>()
                     .map(|m| m.map(Message::Request)),
-                Phase::Executing(_) | Phase::Following { .. } | Phase::Warming => connection
+                Phase::Terminal { full: true, .. } => return,
+                Phase::Executing(_)
+                | Phase::Following { .. }
+                | Phase::Warming
+                | Phase::Terminal { .. } => connection
                     .next::<Control>()
                     .map(|m| m.map(Message::Control)),
                 Phase::Transfer { .. } | Phase::Closing => return,
@@ -398,10 +411,21 @@ impl Server {
             }
             Request::ReadFile { path } => self.read_file(key, path),
             Request::WriteFile { path, mode } => self.write_file(key, path, mode),
+            Request::OpenPty(open) => self.open_pty(key, open),
+            Request::AttachPty { id } => self.attach_pty(key, &id),
+            Request::ResizePty { id, cols, rows } => self.resize_pty(key, &id, cols, rows),
+            Request::ClosePty { id } => self.close_pty(key, &id),
+            Request::Ptys => {
+                let all = Event::Ptys(self.ptys.states());
+                self.answer(key, all);
+            }
         }
     }
 
     fn control(&mut self, key: u64, control: &Control) {
+        if let Some(Phase::Terminal { pty, .. }) = self.connections.get(&key).map(|c| &c.phase) {
+            return self.control_pty(*pty, key, control);
+        }
         let execution = match self
             .connections
             .get(&key)
@@ -417,7 +441,7 @@ impl Server {
             (Control::Interrupt, Some(execution)) => self.interrupt(execution),
             (Control::Kill, Some(execution)) => self.kill(execution),
             (Control::Interrupt | Control::Kill, None) => {}
-            (Control::Data(_) | Control::End, _) => self.close(key),
+            (Control::Data(_) | Control::End | Control::Resize { .. }, _) => self.close(key),
         }
     }
 
@@ -521,12 +545,13 @@ impl Server {
         match connection.phase {
             Phase::Executing(execution) if full_before && room => self.resume(execution),
             Phase::Following { .. } if room => self.feed(key),
+            Phase::Terminal { pty, .. } if full_before && room => self.watch_pty(pty),
             _ => {}
         }
     }
 
     /// Sends what a connection takes; closes one that is done.
-    fn flush_once(&mut self, key: u64) {
+    pub(crate) fn flush_once(&mut self, key: u64) {
         let Some(connection) = self.connections.get_mut(&key) else {
             return;
         };
@@ -563,6 +588,7 @@ impl Server {
                     process::signal(pid, libc::SIGKILL);
                 }
             }
+            Phase::Terminal { pty, .. } => self.leave_pty(pty, key),
             Phase::Stranger | Phase::Asking | Phase::Warming | Phase::Closing => {}
         }
     }

@@ -19,6 +19,10 @@ pub(crate) enum Timer {
     Check(u64),
     /// A file transfer whose peer is gone has had its time to end by itself.
     EndTransfer(u64),
+    /// A terminal may have been without a connection for too long.
+    Pty(u64),
+    /// The program of a terminal that was closed has had its time to end by itself.
+    EndPty(i32),
     /// Descriptors were exhausted; accept again.
     Accept,
 }

@@ -119,6 +119,8 @@ pub fn unexpected(event: &Event) -> AgentError {
         Event::File { .. } => "File",
         Event::Data(_) => "Data",
         Event::Written { .. } => "Written",
+        Event::Exited { .. } => "Exited",
+        Event::Ptys(_) => "Ptys",
     };
     AgentError::Protocol(format!("{name} came out of turn"))
 }

@@ -194,6 +194,14 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// Another handle on the same connection, to write on while this one reads.
+    pub fn twin(of: &Connection) -> Connection {
+        Connection {
+            stream: of.stream.try_clone().expect("a descriptor"),
+            decoder: Decoder::default(),
+        }
+    }
+
     pub fn send<T: serde::Serialize>(&mut self, message: &T) {
         self.stream
             .write_all(&frame::encode(message).expect("a frame"))
