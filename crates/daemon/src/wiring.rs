@@ -8,7 +8,7 @@ pub(crate) use accounts::{create_account, disable_account, list_accounts};
 pub(crate) use images::{build_image, list_images, remove_image};
 
 use crate::commands::doctor::Finding;
-use crate::config::{Config, ImageSource, Secrets};
+use crate::config::{Config, DiskDriverChoice, ImageSource, Secrets};
 use crate::consistency::{self, Recorded};
 use crate::rooms::{RoomError, Rooms};
 use crate::{agent_binary, output};
@@ -16,6 +16,7 @@ use async_trait::async_trait;
 use instavm_control::{Dependencies, Platform, Settings};
 use instavm_node::{LocalNode, NodeConfig};
 use instavm_node_api::Node;
+use instavm_runtime::disk::DiskDriver;
 use instavm_runtime::driver::NativeDriver;
 use instavm_runtime::image::Source;
 use instavm_store::{Database, StoreError};
@@ -27,6 +28,7 @@ use tokio_util::task::TaskTracker;
 
 /// How long background work of the platform may take to end.
 const DRAIN: Duration = Duration::from_secs(5);
+const SECONDS_PER_HOUR: u64 = 3600;
 /// Between two looks at whether rows and VMs agree by now.
 const SETTLE_STEP: Duration = Duration::from_millis(200);
 
@@ -217,6 +219,17 @@ fn node_config(config: &Config, agent: &'static [u8]) -> NodeConfig {
         vms_limit: size(config.limits_vms.into()),
         output_bytes: config.limits_output_bytes,
         pool_bytes: config.disks_size_gib.map(|gib| gib << 30),
+        disk_driver: match config.disks_driver {
+            DiskDriverChoice::Auto => DiskDriver::Auto,
+            DiskDriverChoice::Btrfs => DiskDriver::Btrfs,
+            DiskDriverChoice::Directory => DiskDriver::Directory,
+        },
+        scrub_every: (config.disks_scrub_hours > 0).then(|| {
+            Duration::from_secs(u64::from(config.disks_scrub_hours) * SECONDS_PER_HOUR)
+        }),
+        registry_auth: config.images_registry_auth.clone(),
+        private_registries: config.images_private_registries,
+        build_timeout: Duration::from_secs(config.images_build_timeout_seconds.into()),
         network_range: config.network_range.0.network(),
         denied_ranges: config.network_denied_ranges.clone(),
         resolvers: (!resolvers.is_empty()).then_some(resolvers),

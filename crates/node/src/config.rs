@@ -3,6 +3,7 @@
 use ipnet::IpNet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// What a node is told at start. Values are checked before they come here.
 #[derive(Clone, Debug)]
@@ -33,8 +34,18 @@ pub struct NodeConfig {
     pub vms_limit: usize,
     /// The most bytes of standard output, and of standard error, of one execution.
     pub output_bytes: u64,
-    /// The size of the pool file in bytes; `None`: nine tenths of what is free.
+    /// What all disks together may take, in bytes; `None`: what the host has.
     pub pool_bytes: Option<u64>,
+    /// What keeps the disks.
+    pub disk_driver: instavm_runtime::disk::DiskDriver,
+    /// How often everything on the disks is read and compared with its checksums; `None`: never.
+    pub scrub_every: Option<Duration>,
+    /// A file like docker's `config.json` with the credentials for registries.
+    pub registry_auth: Option<PathBuf>,
+    /// Registries may have private, loopback and link-local addresses.
+    pub private_registries: bool,
+    /// How long the build of a snapshot may take.
+    pub build_timeout: Duration,
     /// First address of the range that VMs' addresses come from.
     pub network_range: Ipv4Addr,
     /// Networks that no VM may reach.

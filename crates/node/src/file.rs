@@ -36,6 +36,7 @@ pub(crate) fn node_error(vm: &Vm, operation: &'static str, error: AgentError) ->
         Some(FailureKind::Unsuitable) => file(FileErrorKind::Unsuitable),
         Some(FailureKind::NoSpace) => file(FileErrorKind::NoSpace),
         Some(FailureKind::Denied) => file(FileErrorKind::Denied),
+        Some(FailureKind::Exists) => file(FileErrorKind::Exists),
         Some(FailureKind::Exhausted) => NodeError::VmExhausted { message },
         Some(FailureKind::Internal) | None => NodeError::Internal {
             operation,

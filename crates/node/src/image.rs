@@ -4,6 +4,7 @@ use crate::config::NodeConfig;
 use crate::node::OpenError;
 use instavm_runtime::disk::DiskPool;
 use instavm_runtime::image::ImageStore;
+use instavm_runtime::image::oci::{OciConfig, OciStore};
 use instavm_runtime::trust::TrustAnchors;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,27 @@ const FOLDERS: &[(&str, u32)] = &[
     ("root", 0o700),
 ];
 
+/// The authorities that VMs are to trust.
+pub(crate) fn anchors(config: &NodeConfig) -> Result<TrustAnchors, OpenError> {
+    let anchors = match &config.extra_ca {
+        Some(files) => TrustAnchors::of_files(files),
+        None => TrustAnchors::of_host(),
+    };
+    anchors.map_err(OpenError::Authorities)
+}
+
+/// The store of images from registries.
+pub(crate) fn registry(config: &NodeConfig) -> Result<OciStore, OpenError> {
+    let oci = OciConfig {
+        auth_file: config.registry_auth.clone(),
+        extra_ca: config.extra_ca.clone().unwrap_or_default(),
+        private_registries: config.private_registries,
+        anchors: anchors(config)?,
+        ..OciConfig::new(config.image_cache.join("blobs"))
+    };
+    OciStore::new(oci).map_err(OpenError::Registry)
+}
+
 /// Makes sure that the configured image is in the pool; returns where. Slow the first time: minutes when the image
 /// must be built, seconds when it must be imported.
 pub(crate) fn ensure(
@@ -27,11 +49,7 @@ pub(crate) fn ensure(
     disks: &DiskPool,
     progress: &dyn Fn(&str),
 ) -> Result<PathBuf, OpenError> {
-    let anchors = match &config.extra_ca {
-        Some(files) => TrustAnchors::of_files(files),
-        None => TrustAnchors::of_host(),
-    };
-    let anchors = anchors.map_err(OpenError::Authorities)?;
+    let anchors = anchors(config)?;
     let store = ImageStore::open(&config.image_cache).map_err(OpenError::image)?;
     let image = store
         .ensure(&config.image, config.image_source, progress)

@@ -6,13 +6,22 @@
 //! | `machine` | making a machine step by step, undoing it whole |
 //! | `record` | the small file that outlives the daemon |
 //! | `pool` | machines that are ready before anybody asks |
-//! | `vm` | the task that owns a VM's life |
-//! | `execution`, `file` | what a VM is asked to do |
+//! | `create`, `ending` | how a machine becomes a user's VM, and what is left of one |
+//! | `vm`, `book` | the task that owns a VM's life, and what is on record of it |
+//! | `execution`, `file`, `resize` | what a VM is asked to do |
+//! | `snapshot`, `build` | saved disks: of VMs, and from images of registries |
+//! | `volume` | disks that outlive VMs, and their mounts |
 //! | `reconcile` | after a start, on `check`, on `destroy` |
 #![forbid(unsafe_code)]
 
+mod blocking;
+mod book;
+mod build;
 mod config;
+mod create;
+mod ending;
 mod execution;
+mod fault;
 mod file;
 mod image;
 mod instance;
@@ -21,6 +30,7 @@ mod node;
 mod pool;
 mod reconcile;
 mod record;
+mod resize;
 mod snapshot;
 mod vm;
 mod volume;

@@ -4,6 +4,7 @@
 //! undoes a machine from wherever its making stopped, may be repeated, and may be run by another process later.
 
 use crate::config::NodeConfig;
+use crate::fault;
 use crate::instance::{Instance, VMS};
 use crate::record::{Phase, Record};
 use instavm_agent_api::launch;
@@ -59,6 +60,19 @@ pub enum MachineError {
     /// Its agent does not answer.
     #[error("the VM's agent does not answer")]
     Silent,
+}
+
+/// What a machine is made from.
+#[derive(Debug)]
+pub(crate) struct Blueprint {
+    /// What its disk starts as: an image or a snapshot.
+    pub(crate) source: PathBuf,
+    /// Its limits.
+    pub(crate) limits: Limits,
+    /// Its disk's limit.
+    pub(crate) disk_bytes: u64,
+    /// What it is on record until it is handed out.
+    pub(crate) phase: Phase,
 }
 
 /// A machine that runs.
@@ -134,21 +148,27 @@ impl Workshop {
         }
     }
 
-    /// Makes a machine with these limits; on failure nothing of it is left.
-    pub(crate) async fn assemble(
-        &self,
-        limits: &Limits,
-        disk_bytes: u64,
-    ) -> Result<Assembled, MachineError> {
+    /// A machine as the pool has them.
+    pub(crate) fn pool_blueprint(&self) -> Blueprint {
+        Blueprint {
+            source: self.image.clone(),
+            limits: self.limits(self.config.memory_mb, self.config.vcpu_count),
+            disk_bytes: self.config.disk_bytes,
+            phase: Phase::Assembling,
+        }
+    }
+
+    /// Makes a machine; on failure nothing of it is left.
+    pub(crate) async fn assemble(&self, blueprint: &Blueprint) -> Result<Assembled, MachineError> {
         let index = self.take_index()?;
         let record = Record {
             machine: format!("m{}", hex(&rand::random::<[u8; 6]>())),
             index,
             token: hex(&rand::random::<[u8; 32]>()),
-            phase: Phase::Assembling,
+            phase: blueprint.phase.clone(),
             process: None,
         };
-        match self.steps(record.clone(), limits, disk_bytes).await {
+        match self.steps(record.clone(), blueprint).await {
             Ok(machine) => Ok(machine),
             Err(error) => {
                 if let Err(undo) = self.dismantle(&record.machine, Some(index)).await {
@@ -162,15 +182,15 @@ impl Workshop {
     async fn steps(
         &self,
         mut record: Record,
-        limits: &Limits,
-        disk_bytes: u64,
+        blueprint: &Blueprint,
     ) -> Result<Assembled, MachineError> {
         let folder = self.folder(&record.machine);
         std::fs::create_dir_all(&folder).map_err(file("make", &folder))?;
         self.save(&record)?;
-        let (root, cgroup) = self
-            .disk_and_cgroup(&record.machine, *limits, disk_bytes)
-            .await?;
+        let step = |name| fault::at(name).map_err(file(name, &folder));
+        step("make the disk of")?;
+        let (root, cgroup) = self.disk_and_cgroup(&record.machine, blueprint).await?;
+        step("start")?;
         let token = record.token_bytes().ok_or(MachineError::Silent)?;
         let spec = MachineSpec {
             folder: folder.clone(),
@@ -181,12 +201,15 @@ impl Workshop {
             token,
             network: Some(self.network_of(record.index)),
             open_files: self.config.open_files,
-            shm_bytes: limits.memory_bytes / SHM_SHARE,
+            shm_bytes: blueprint.limits.memory_bytes / SHM_SHARE,
         };
         let starting = self.driver.start(&spec).await?;
+        step("link")?;
         self.network.attach(record.index, starting.pid()).await?;
+        step("finish")?;
         let process = starting.finish().await?;
         self.network.ready(record.index).await?;
+        step("record")?;
         let door = AgentDoor::new(&folder, token).map_err(file("open", &folder))?;
         record.process = Some(process.record().clone());
         self.save(&record)?;
@@ -202,13 +225,14 @@ impl Workshop {
     async fn disk_and_cgroup(
         &self,
         machine: &str,
-        limits: Limits,
-        disk_bytes: u64,
+        blueprint: &Blueprint,
     ) -> Result<(PathBuf, Cgroup), MachineError> {
         let (disks, cgroups) = (self.disks.clone(), self.cgroups.clone());
-        let (image, name) = (self.image.clone(), machine.to_owned());
+        let (source, name) = (blueprint.source.clone(), machine.to_owned());
+        let (limits, disk_bytes) = (blueprint.limits, blueprint.disk_bytes);
         let make = move || {
-            let root = disks.create(&name, &image, disk_bytes)?;
+            let root = disks.create(&name, &source, disk_bytes)?;
+            fault::at("make the cgroup of").map_err(file("make the cgroup of", &root))?;
             Ok((root, cgroups.create(&name, &limits)?))
         };
         tokio::task::spawn_blocking(make)
@@ -259,10 +283,12 @@ impl Workshop {
     pub(crate) async fn adopt(&self, record: Record) -> Option<Assembled> {
         let process = self.driver.adopt(record.process.as_ref()?)?;
         let door = AgentDoor::new(&self.folder(&record.machine), record.token_bytes()?).ok()?;
+        let cgroup = self.cgroups.group(&record.machine);
+        // The earlier daemon may have died while it stood still.
+        cgroup.thaw().ok()?;
         self.call(&door, &instavm_agent_api::Request::Ping)
             .await
             .ok()?;
-        let cgroup = self.cgroups.group(&record.machine);
         lock(&self.indexes).insert(record.index);
         Some(Assembled {
             record,

@@ -7,10 +7,10 @@ use crate::machine::{Assembled, MachineError, Workshop, chain};
 use crate::pool::Pool;
 use crate::reconcile::{self, Inventory};
 use crate::record::{Active, Phase};
-use crate::vm::{Undertaker, Vm, micros_of};
+use crate::vm::Vm;
+use crate::volume::Holds;
 use crate::{file, image};
 use async_trait::async_trait;
-use instavm_agent_api::{Rejoin, Request};
 use instavm_network::{Network, NetworkConfig, NetworkError};
 use instavm_node_api::{
     ByteStream, Ending, ExecuteRequest, Execution, FileContent, IsolationClass, Node, NodeError,
@@ -20,8 +20,9 @@ use instavm_runtime::cgroup::{CgroupError, Cgroups};
 use instavm_runtime::disk::{DiskDriver, DiskError, DiskOptions, DiskPool};
 use instavm_runtime::driver::{Driver, DriverError, Isolation, NativeDriver};
 use instavm_runtime::image::ImageError;
-use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use instavm_runtime::image::oci::{OciError, OciStore};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 use tokio::sync::{Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
@@ -37,8 +38,6 @@ const OUTPUT_SHARE: u64 = 8;
 const OUTPUT_BUDGET: u64 = 256 << 20;
 /// How many ends of VMs a listener may fall behind.
 const ENDINGS: usize = 4096;
-/// The share of the host's memory that must be left for a further VM.
-const MEMORY_RESERVE: u64 = 20;
 
 /// Why a node cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +66,9 @@ pub enum OpenError {
     /// The authorities that VMs are to trust.
     #[error("an authority for VMs to trust cannot be read")]
     Authorities(#[source] std::io::Error),
+    /// The store of images from registries.
+    #[error("images from registries cannot be kept")]
+    Registry(#[source] OciError),
     /// What an earlier daemon left cannot be adopted or removed.
     #[error("what an earlier daemon left cannot be put right")]
     Reconcile(#[source] MachineError),
@@ -84,20 +86,24 @@ impl OpenError {
 /// The node of this machine.
 #[derive(Debug)]
 pub struct LocalNode {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    workshop: Arc<Workshop>,
-    pool: Pool,
-    vms: RwLock<HashMap<VmId, Arc<Vm>>>,
-    executions: Executions,
-    creates: Semaphore,
-    burials: Arc<Semaphore>,
-    endings: broadcast::Sender<(VmId, Ending)>,
-    tracker: TaskTracker,
-    stop: CancellationToken,
+pub(crate) struct Inner {
+    pub(crate) workshop: Arc<Workshop>,
+    pub(crate) pool: Pool,
+    pub(crate) vms: RwLock<HashMap<VmId, Arc<Vm>>>,
+    /// The names of what has its place among the VMs and is not there yet.
+    pub(crate) coming: Mutex<BTreeSet<String>>,
+    pub(crate) holds: Holds,
+    pub(crate) oci: OciStore,
+    pub(crate) executions: Executions,
+    pub(crate) creates: Semaphore,
+    pub(crate) burials: Arc<Semaphore>,
+    pub(crate) endings: broadcast::Sender<(VmId, Ending)>,
+    pub(crate) tracker: TaskTracker,
+    pub(crate) stop: CancellationToken,
 }
 
 impl LocalNode {
@@ -128,11 +134,15 @@ impl LocalNode {
             output_limit: config.output_bytes,
         };
         let pool = Pool::new(config.pool_size);
+        let oci = image::registry(&config)?;
         let workshop = Workshop::new(config, instance, disks, root, cgroups, network, driver);
         let inner = Arc::new(Inner {
             workshop: Arc::new(workshop),
             pool,
             vms: RwLock::default(),
+            coming: Mutex::default(),
+            holds: Holds::default(),
+            oci,
             executions,
             creates: Semaphore::new(CREATES),
             burials: Arc::new(Semaphore::new(BURIALS)),
@@ -179,12 +189,12 @@ fn network_config(config: &NodeConfig, instance: Instance) -> Result<NetworkConf
 }
 
 impl Inner {
-    fn vm(&self, id: &VmId) -> Result<Arc<Vm>, NodeError> {
+    pub(crate) fn vm(&self, id: &VmId) -> Result<Arc<Vm>, NodeError> {
         let vms = self.vms.read().unwrap_or_else(PoisonError::into_inner);
         vms.get(id).cloned().ok_or(NodeError::NoSuchVm)
     }
 
-    fn vms(&self) -> Vec<Arc<Vm>> {
+    pub(crate) fn vms(&self) -> Vec<Arc<Vm>> {
         self.vms
             .read()
             .unwrap_or_else(PoisonError::into_inner)
@@ -193,7 +203,7 @@ impl Inner {
             .collect()
     }
 
-    fn isolation(&self) -> IsolationClass {
+    pub(crate) fn isolation(&self) -> IsolationClass {
         match self.workshop.driver.isolation() {
             Isolation::Namespaces => IsolationClass::Namespaces,
         }
@@ -204,7 +214,7 @@ impl Inner {
         for machine in adopted.active {
             if let Phase::Active(active) = machine.record.phase.clone() {
                 tracing::info!(vm = %active.spec.id, "adopted a VM");
-                self.employ(active, machine);
+                self.adopt_active(active, machine)?;
             }
         }
         for machine in adopted.pooled {
@@ -220,14 +230,31 @@ impl Inner {
         Ok(())
     }
 
+    /// Takes over a VM as its record says: the earlier daemon may have died in the middle of a change.
+    fn adopt_active(
+        self: &Arc<Self>,
+        mut active: Active,
+        mut machine: Assembled,
+    ) -> Result<(), MachineError> {
+        let spec = &active.spec;
+        let limits = self.workshop.limits(spec.memory_mb, spec.vcpu_count);
+        if let Err(error) = machine.cgroup.limit(&limits) {
+            tracing::warn!(vm = %spec.id, error = %chain(&error), "a VM's limits stay as they are");
+        }
+        self.adopt_mounts(&machine, &mut active);
+        machine.record.phase = Phase::Active(active.clone());
+        self.workshop.save(&machine.record)?;
+        self.employ(active, machine);
+        Ok(())
+    }
+
     /// Makes one VM before anybody is told that VMs can be had, so that a host on which it fails says so at start.
     async fn try_out(&self) -> Result<(), MachineError> {
         if self.pool.ready() > 0 || !self.vms().is_empty() {
             return Ok(());
         }
-        let config = &self.workshop.config;
-        let limits = self.workshop.limits(config.memory_mb, config.vcpu_count);
-        let mut machine = self.workshop.assemble(&limits, config.disk_bytes).await?;
+        let blueprint = self.workshop.pool_blueprint();
+        let mut machine = self.workshop.assemble(&blueprint).await?;
         let record = &mut machine.record;
         record.phase = Phase::Pooled;
         let (name, index) = (record.machine.clone(), record.index);
@@ -243,139 +270,7 @@ impl Inner {
         works
     }
 
-    /// Gives a machine to its user: from here on its task owns it.
-    fn employ(self: &Arc<Self>, active: Active, machine: Assembled) -> Arc<Vm> {
-        let network = self.workshop.network_of(machine.record.index);
-        let (vm, task) = Vm::new(active, machine, Some(&network));
-        let vm = Arc::new(vm);
-        let mut vms = self.vms.write().unwrap_or_else(PoisonError::into_inner);
-        vms.insert(vm.id.clone(), vm.clone());
-        drop(vms);
-        let (undertaker, stop) = (self.clone(), self.stop.clone());
-        self.tracker.spawn(async move {
-            tokio::select! {
-                () = task.run(undertaker) => {}
-                () = stop.cancelled() => {}
-            }
-        });
-        vm
-    }
-
-    async fn create(self: Arc<Self>, spec: VmSpec) -> Result<VmInfo, NodeError> {
-        if let Ok(vm) = self.vm(&spec.id) {
-            return Ok(vm.info(self.isolation()));
-        }
-        self.admit()?;
-        let _urgent = self.pool.urgent();
-        let internal = |source: MachineError| match source {
-            MachineError::NoIndex | MachineError::Disk(DiskError::Full { .. }) => {
-                NodeError::AtCapacity {
-                    reason: source.to_string(),
-                }
-            }
-            source => NodeError::Internal {
-                operation: "making a VM",
-                source: Box::new(source),
-            },
-        };
-        // A smaller VM is made for itself: the sizes of its memory file systems cannot shrink.
-        let fits = spec.memory_mb >= self.workshop.config.memory_mb;
-        while let Some(machine) = if fits { self.take() } else { None } {
-            match self.hand_out(&spec, machine).await {
-                Ok(vm) => return Ok(vm.info(self.isolation())),
-                Err(error) => {
-                    tracing::warn!(error = %chain(&error), "a pool VM could not be handed out");
-                }
-            }
-        }
-        let _place = self.creates.acquire().await;
-        let limits = self.workshop.limits(spec.memory_mb, spec.vcpu_count);
-        let machine = self
-            .workshop
-            .assemble(&limits, spec.disk_bytes)
-            .await
-            .map_err(internal)?;
-        let vm = self.hand_out(&spec, machine).await.map_err(internal)?;
-        Ok(vm.info(self.isolation()))
-    }
-
-    fn admit(&self) -> Result<(), NodeError> {
-        let limit = self.workshop.config.vms_limit;
-        if self.vms().len() >= limit {
-            let reason =
-                format!("the node runs {limit} VMs, its limit; end some, or try again later");
-            return Err(NodeError::AtCapacity { reason });
-        }
-        if let Some((free, total)) = host_memory()
-            && free < total / MEMORY_RESERVE
-        {
-            let reason = "the node's memory is used up; end some VMs, or try again later";
-            return Err(NodeError::AtCapacity {
-                reason: reason.to_owned(),
-            });
-        }
-        Ok(())
-    }
-
-    fn take(self: &Arc<Self>) -> Option<Assembled> {
-        let (machine, dead) = self.pool.take();
-        for machine in dead {
-            self.discard(machine);
-        }
-        machine
-    }
-
-    /// Turns a machine into the VM that was asked for. On failure the machine is removed behind.
-    async fn hand_out(
-        self: &Arc<Self>,
-        spec: &VmSpec,
-        mut machine: Assembled,
-    ) -> Result<Arc<Vm>, MachineError> {
-        match self.shape(spec, &mut machine).await {
-            Ok(active) => Ok(self.employ(active, machine)),
-            Err(error) => {
-                self.discard(machine);
-                Err(error)
-            }
-        }
-    }
-
-    async fn shape(&self, spec: &VmSpec, machine: &mut Assembled) -> Result<Active, MachineError> {
-        let workshop = &self.workshop;
-        let config = &workshop.config;
-        if (spec.memory_mb, spec.vcpu_count) != (config.memory_mb, config.vcpu_count) {
-            machine
-                .cgroup
-                .limit(&workshop.limits(spec.memory_mb, spec.vcpu_count))?;
-        }
-        if spec.disk_bytes != config.disk_bytes {
-            workshop
-                .disks
-                .limit(&machine.record.machine, spec.disk_bytes)?;
-        }
-        let rejoin = Rejoin {
-            hostname: spec.id.0.replace('_', "-"),
-            entropy: rand::random::<[u8; 32]>().to_vec(),
-            env: spec.env.clone(),
-            ..Rejoin::default()
-        };
-        workshop
-            .call(&machine.door, &Request::Rejoin(rejoin))
-            .await?;
-        let now = SystemTime::now();
-        let expires = now + Duration::from_secs(spec.lifetime_seconds.into());
-        let active = Active {
-            spec: spec.clone(),
-            started_micros: micros_of(now),
-            expires_micros: micros_of(expires),
-            baseline: self.measure(&machine.cgroup, machine.record.index).await?,
-        };
-        machine.record.phase = Phase::Active(active.clone());
-        workshop.save(&machine.record)?;
-        Ok(active)
-    }
-
-    async fn measure(
+    pub(crate) async fn measure(
         &self,
         cgroup: &instavm_runtime::cgroup::Cgroup,
         index: u16,
@@ -391,32 +286,17 @@ impl Inner {
         })
     }
 
-    /// Removes a machine behind, a few at a time: deleting links and cgroups waits for the kernel's grace periods.
-    fn discard(self: &Arc<Self>, machine: Assembled) {
-        let this = self.clone();
-        self.tracker.spawn(async move {
-            let record = &machine.record;
-            let _place = this.burials.acquire().await;
-            if let Err(error) = this.workshop.dismantle(&record.machine, Some(record.index)).await {
-                // The record stays: the next start tries again, and `check` tells.
-                tracing::error!(machine = record.machine, error = %chain(&error), "cannot remove a machine");
-            }
-        });
-    }
-
     async fn mismatches(&self) -> Vec<String> {
         let workshop = &self.workshop;
-        let disks = workshop.disks.names().unwrap_or_default();
         let links = match workshop.network.links().await {
             Ok(links) => links,
             Err(error) => return vec![format!("links cannot be listed: {}", chain(&error))],
         };
-        let inventory = Inventory::take(
-            &workshop.config.data_dir,
-            Some(&workshop.cgroups),
-            disks,
-            links,
-        );
+        let data_dir = &workshop.config.data_dir;
+        let inventory = match Inventory::take(data_dir, Some(&workshop.cgroups), links) {
+            Ok(inventory) => inventory,
+            Err(error) => return vec![format!("disks cannot be listed: {}", chain(&error))],
+        };
         let mut lines = inventory.mismatches();
         let known: Vec<VmId> = self.vms().iter().map(|vm| vm.id.clone()).collect();
         for id in inventory.vms().iter().filter(|id| !known.contains(id)) {
@@ -432,48 +312,13 @@ fn output_budget() -> u64 {
 }
 
 /// Memory that is available, and all of it, in KiB.
-fn host_memory() -> Option<(u64, u64)> {
+pub(crate) fn host_memory() -> Option<(u64, u64)> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let field = |name: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(name))?;
         line.split_whitespace().next()?.parse::<u64>().ok()
     };
     Some((field("MemAvailable:")?, field("MemTotal:")?))
-}
-
-#[async_trait]
-impl Undertaker for Inner {
-    async fn end(&self, machine: &Assembled) {
-        let mut record = machine.record.clone();
-        record.phase = Phase::Ending;
-        if let Err(error) = self.workshop.save(&record) {
-            tracing::error!(machine = record.machine, error = %chain(&error), "cannot record an end");
-        }
-        match machine.cgroup.kill() {
-            Ok(()) => machine.process.ended().await,
-            Err(error) => {
-                tracing::error!(machine = record.machine, error = %chain(&error), "cannot kill a VM");
-            }
-        }
-    }
-
-    async fn bury(&self, id: &VmId, machine: Assembled, ending: Ending) {
-        self.vms
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(id);
-        // Nobody may be listening.
-        let _ = self.endings.send((id.clone(), ending));
-        let (workshop, record) = (self.workshop.clone(), machine.record.clone());
-        drop(machine);
-        let burials = self.burials.clone();
-        self.tracker.spawn(async move {
-            let _place = burials.acquire().await;
-            if let Err(error) = workshop.dismantle(&record.machine, Some(record.index)).await {
-                tracing::error!(machine = record.machine, error = %chain(&error), "cannot remove a machine");
-            }
-        });
-    }
 }
 
 #[async_trait]
@@ -557,15 +402,15 @@ impl Node for LocalNode {
         file::write(&vm, path, content).await
     }
 
-    async fn resize(&self, _vm: &VmId, _memory_mb: u32) -> Result<(), NodeError> {
-        Err(crate::snapshot::not_yet("changing the memory of a VM"))
+    async fn resize(&self, vm: &VmId, memory_mb: u32) -> Result<(), NodeError> {
+        self.inner.resize(vm, memory_mb).await
     }
 
     async fn usage(&self, vm: &VmId) -> Result<Usage, NodeError> {
         let vm = self.inner.vm(vm)?;
         let measured = self.inner.measure(&vm.cgroup, vm.index).await;
         let now = measured.map_err(|_| NodeError::VmEnded)?;
-        let before = vm.active.baseline;
+        let before = vm.book.look(|active| active.baseline);
         Ok(Usage {
             cpu_micros: now.cpu_micros.saturating_sub(before.cpu_micros),
             rx_bytes: now.rx_bytes.saturating_sub(before.rx_bytes),
@@ -589,8 +434,8 @@ impl Node for LocalNode {
             pool_size: inner.pool.size(),
             disk_used_bytes: space.map_or(0, |space| space.used_bytes),
             disk_total_bytes: space.map_or(0, |space| space.total_bytes),
-            disk_driver: "btrfs",
-            quota: "hard",
+            disk_driver: inner.workshop.disks.driver(),
+            quota: inner.workshop.disks.quota(),
         }
     }
 

@@ -81,6 +81,11 @@ impl Pool {
         Urgent(self)
     }
 
+    /// Is more than one create under way?
+    pub(crate) fn others_urgent(&self) -> bool {
+        self.urgent.load(Ordering::Acquire) > 1
+    }
+
     /// Keeps the pool full, one machine at a time, until `stop`.
     pub(crate) async fn refill(&self, workshop: Arc<Workshop>, stop: CancellationToken) {
         let mut pause = FIRST_PAUSE;
@@ -109,9 +114,7 @@ impl Pool {
     }
 
     async fn add(&self, workshop: &Workshop) -> Result<(), MachineError> {
-        let config = &workshop.config;
-        let limits = workshop.limits(config.memory_mb, config.vcpu_count);
-        let mut machine = workshop.assemble(&limits, config.disk_bytes).await?;
+        let mut machine = workshop.assemble(&workshop.pool_blueprint()).await?;
         machine.record.phase = Phase::Pooled;
         let warmed = match workshop.warm(&machine).await {
             Ok(()) => workshop.save(&machine.record),

@@ -3,8 +3,9 @@
 use crate::instance::Instance;
 use crate::machine::{Assembled, MachineError, Workshop, chain};
 use crate::record::{Phase, Record};
+use instavm_node_api::{CheckpointId, Mount, SnapshotId, VolumeId};
 use instavm_runtime::cgroup::Cgroups;
-use instavm_runtime::disk::DiskPool;
+use instavm_runtime::disk::{DiskError, DiskPool};
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -38,10 +39,35 @@ pub(crate) async fn adopt(workshop: &Workshop) -> Result<Adopted, MachineError> 
 
 async fn adopt_one(workshop: &Workshop, record: Option<Record>) -> Option<Assembled> {
     let record = record?;
-    match record.phase {
-        Phase::Assembling | Phase::Ending => None,
-        Phase::Pooled | Phase::Active(_) => workshop.adopt(record).await,
+    let keep = match &record.phase {
+        Phase::Assembling | Phase::Building | Phase::Ending => return None,
+        Phase::Keeping(snapshot) => Some(snapshot.clone()),
+        Phase::Pooled => None,
+        Phase::Active(active) => active.spec.keep_disk_as.clone(),
+    };
+    let name = record.machine.clone();
+    if matches!(record.phase, Phase::Pooled | Phase::Active(_)) {
+        let adopted = workshop.adopt(record).await;
+        if adopted.is_some() {
+            return adopted;
+        }
     }
+    if let Some(snapshot) = keep
+        && let Err(error) = keep_left_disk(workshop, &name, &snapshot).await
+    {
+        tracing::error!(machine = name, %snapshot, error = %chain(&error), "cannot keep the disk of a VM");
+    }
+    None
+}
+
+/// Keeps the disk of a VM that ended without an undertaker.
+async fn keep_left_disk(
+    workshop: &Workshop,
+    machine: &str,
+    snapshot: &SnapshotId,
+) -> Result<(), MachineError> {
+    workshop.cgroups.group(machine).remove().await?;
+    Ok(workshop.keep_disk(machine, snapshot).await?)
 }
 
 /// What has the instance's name but no machine.
@@ -78,6 +104,7 @@ pub(crate) struct Inventory {
     blank: Vec<String>,
     cgroups: Vec<String>,
     disks: Vec<String>,
+    volumes: Vec<(String, Vec<String>)>,
     links: Vec<u16>,
 }
 
@@ -85,13 +112,13 @@ impl Inventory {
     pub(crate) fn take(
         data_dir: &Path,
         cgroups: Option<&Cgroups>,
-        disks: Vec<String>,
         links: Vec<u16>,
-    ) -> Self {
+    ) -> Result<Self, DiskError> {
         let cgroups = cgroups.map(Cgroups::names).unwrap_or_default();
         let mut inventory = Self {
             cgroups,
-            disks,
+            disks: DiskPool::disk_names(data_dir)?,
+            volumes: DiskPool::volume_names(data_dir)?,
             links,
             ..Self::default()
         };
@@ -101,7 +128,7 @@ impl Inventory {
                 None => inventory.blank.push(name),
             }
         }
-        inventory
+        Ok(inventory)
     }
 
     /// One line for each thing that does not fit. Machines that are being made or ended are under a recorded intent:
@@ -141,8 +168,25 @@ impl Inventory {
             if !self.links.contains(&record.index) {
                 lines.push(format!("machine {name}: its link is missing"));
             }
+            if let Phase::Active(active) = &record.phase {
+                let missing = active.spec.mounts.iter().filter(|mount| !self.keeps(mount));
+                lines.extend(missing.map(|mount| {
+                    let (vm, path, volume) = (&active.spec.id, &mount.path, &mount.volume);
+                    format!("VM {vm}: what is mounted at {path} (of {volume}) is missing")
+                }));
+            }
         }
         lines
+    }
+
+    /// Is what is mounted there?
+    fn keeps(&self, mount: &Mount) -> bool {
+        let of_volume = |(volume, _): &&(String, Vec<String>)| *volume == mount.volume.0;
+        let found = self.volumes.iter().find(of_volume);
+        found.is_some_and(|(_, checkpoints)| match &mount.checkpoint {
+            Some(checkpoint) => checkpoints.contains(&checkpoint.0),
+            None => true,
+        })
     }
 
     /// The ids of the VMs that users have.
@@ -170,6 +214,10 @@ pub struct OfflineCheck {
     pub mismatches: Vec<String>,
     /// The VMs that users have, to be compared with the rows.
     pub vms: Vec<instavm_node_api::VmId>,
+    /// The snapshots that are kept; `None` while the pool of disks is not mounted.
+    pub snapshots: Option<Vec<SnapshotId>>,
+    /// The volumes that are kept, with their checkpoints; `None` while the pool of disks is not mounted.
+    pub volumes: Option<Vec<(VolumeId, Vec<CheckpointId>)>>,
 }
 
 /// Compares the records, disks and kernel objects of a data directory while no daemon runs.
@@ -182,18 +230,27 @@ pub async fn check_offline(data_dir: &Path) -> Result<OfflineCheck, MachineError
         return Ok(OfflineCheck {
             mismatches: Vec::new(),
             vms: Vec::new(),
+            snapshots: None,
+            volumes: None,
         });
     };
-    let disks = DiskPool::disk_names(data_dir)?;
     let links = match instance.network_slot() {
         Some(slot) => instavm_network::state(slot).await?.links,
         None => Vec::new(),
     };
     let cgroups = Cgroups::find(&instance.name());
-    let inventory = Inventory::take(data_dir, cgroups.as_ref(), disks, links);
+    let inventory = Inventory::take(data_dir, cgroups.as_ref(), links)?;
+    let there = DiskPool::path_in(data_dir).join("snapshots").is_dir();
+    let snapshots = DiskPool::snapshot_names(data_dir)?;
+    let typed = |(volume, checkpoints): &(String, Vec<String>)| {
+        let checkpoints = checkpoints.iter().cloned().map(CheckpointId).collect();
+        (VolumeId(volume.clone()), checkpoints)
+    };
     Ok(OfflineCheck {
         mismatches: inventory.mismatches(),
         vms: inventory.vms(),
+        snapshots: there.then(|| snapshots.into_iter().map(SnapshotId).collect()),
+        volumes: there.then(|| inventory.volumes.iter().map(typed).collect()),
     })
 }
 

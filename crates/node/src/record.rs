@@ -1,7 +1,7 @@
 //! The small file beside each VM that says what it is: written before each step, so that a node that comes back (or
 //! is cut off from every database) knows its VMs, adopts those that live and undoes the rest.
 
-use instavm_node_api::{Usage, VmSpec};
+use instavm_node_api::{SnapshotId, Usage, VmSpec};
 use instavm_runtime::driver::MachineRecord;
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -33,8 +33,12 @@ pub(crate) enum Phase {
     Assembling,
     /// It waits in the pool.
     Pooled,
+    /// A snapshot is built in it: undone after a restart.
+    Building,
     /// A user has it.
     Active(Active),
+    /// It is being ended, and its disk is then kept as this snapshot: finished after a restart.
+    Keeping(SnapshotId),
     /// It is being ended: finished after a restart.
     Ending,
 }

@@ -2,14 +2,17 @@
 
 mod lifecycle;
 
+use crate::book::Book;
 use crate::machine::Assembled;
 use crate::record::Active;
 use instavm_agent_api::launch;
 use instavm_node_api::{Ending, IsolationClass, VmId, VmInfo, VmState};
 use instavm_runtime::agent::AgentDoor;
 use instavm_runtime::cgroup::Cgroup;
+use instavm_runtime::driver::Mounts;
 use lifecycle::{Happening, Lifecycle};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -24,10 +27,15 @@ const CLOCK_CHECK: Duration = Duration::from_secs(20);
 pub(crate) struct Vm {
     pub(crate) id: VmId,
     pub(crate) index: u16,
-    pub(crate) active: Active,
+    /// The name of its machine: of its disk.
+    pub(crate) machine: String,
+    pub(crate) book: Arc<Book>,
     pub(crate) address: Option<Ipv4Addr>,
     pub(crate) door: AgentDoor,
     pub(crate) cgroup: Cgroup,
+    pub(crate) mounts: Mounts,
+    /// Held while its disk, its mounts or its limits are changed: one change at a time.
+    pub(crate) changing: tokio::sync::Mutex<()>,
     /// Cancelled when the VM begins to end.
     pub(crate) over: CancellationToken,
     pub(crate) shells: Semaphore,
@@ -42,8 +50,9 @@ struct Terminate {
 /// What the VM's task needs of the node when the VM has ended.
 #[async_trait::async_trait]
 pub(crate) trait Undertaker: Send + Sync + 'static {
-    /// Ends everything in the machine. Returns when nothing of it runs any more.
-    async fn end(&self, machine: &Assembled);
+    /// Ends everything in the machine, and keeps its disk when that was asked for. Returns when nothing of it runs any
+    /// more.
+    async fn end(&self, book: &Book, machine: &Assembled);
     /// The VM has ended: forget it, tell others, and remove what is left of it behind.
     async fn bury(&self, id: &VmId, machine: Assembled, ending: Ending);
 }
@@ -52,6 +61,7 @@ impl Vm {
     /// Makes the handle of a VM and the future that owns its life; the caller spawns it.
     pub(crate) fn new(
         active: Active,
+        book: Arc<Book>,
         machine: Assembled,
         network: Option<&launch::Network>,
     ) -> (Self, VmTask) {
@@ -60,19 +70,23 @@ impl Vm {
         let vm = Self {
             id: active.spec.id.clone(),
             index: machine.record.index,
+            machine: machine.record.machine.clone(),
+            book: book.clone(),
             address: network.and_then(|n| n.addresses.first()).map(|a| a.address),
             door: machine.door.clone(),
             cgroup: machine.cgroup.clone(),
+            mounts: machine.process.mounts(),
+            changing: tokio::sync::Mutex::default(),
             over: over.clone(),
             shells: Semaphore::new(SHELLS),
             commands,
-            active: active.clone(),
         };
         (
             vm,
             VmTask {
-                id: active.spec.id.clone(),
-                active,
+                id: active.spec.id,
+                expires: time_of(active.expires_micros),
+                book,
                 machine,
                 queue,
                 over,
@@ -82,21 +96,21 @@ impl Vm {
 
     /// What the node tells about it.
     pub(crate) fn info(&self, isolation: IsolationClass) -> VmInfo {
-        let spec = &self.active.spec;
-        VmInfo {
+        let state = if self.over.is_cancelled() {
+            VmState::Ending
+        } else {
+            VmState::Active
+        };
+        self.book.look(|active| VmInfo {
             id: self.id.clone(),
-            state: if self.over.is_cancelled() {
-                VmState::Ending
-            } else {
-                VmState::Active
-            },
+            state,
             isolation,
-            memory_mb: spec.memory_mb,
-            vcpu_count: spec.vcpu_count,
-            started_at: time_of(self.active.started_micros),
-            expires_at: time_of(self.active.expires_micros),
+            memory_mb: active.spec.memory_mb,
+            vcpu_count: active.spec.vcpu_count,
+            started_at: time_of(active.started_micros),
+            expires_at: time_of(active.expires_micros),
             address: self.address,
-        }
+        })
     }
 
     /// Ends the VM; returns when nothing of it runs any more.
@@ -112,7 +126,8 @@ impl Vm {
 /// The task that owns a VM's life.
 pub(crate) struct VmTask {
     id: VmId,
-    active: Active,
+    expires: SystemTime,
+    book: Arc<Book>,
     machine: Assembled,
     queue: mpsc::Receiver<Terminate>,
     over: CancellationToken,
@@ -120,7 +135,7 @@ pub(crate) struct VmTask {
 
 impl VmTask {
     /// Runs until the VM has ended.
-    pub(crate) async fn run(mut self, undertaker: std::sync::Arc<dyn Undertaker>) {
+    pub(crate) async fn run(mut self, undertaker: Arc<dyn Undertaker>) {
         let mut life = Lifecycle::default();
         let mut waiting = Vec::new();
         let pressure = self.machine.cgroup.memory_pressure();
@@ -139,14 +154,14 @@ impl VmTask {
                     self.relieve();
                     continue;
                 }
-                () = deadline(time_of(self.active.expires_micros)) => Happening::Deadline,
+                () = deadline(self.expires) => Happening::Deadline,
             };
             if let Some(ending) = life.note(happening) {
                 break ending;
             }
         };
         self.over.cancel();
-        undertaker.end(&self.machine).await;
+        undertaker.end(&self.book, &self.machine).await;
         undertaker.bury(&self.id, self.machine, ending).await;
         self.queue.close();
         while let Some(Terminate { done }) = self.queue.recv().await {

@@ -3,7 +3,7 @@
 use crate::config::Fault;
 use crate::config::source::Given;
 use crate::config::value::{
-    DatabaseUrl, DriverChoice, ImageSource, KeyValue, ListenAddress, LogFilter, LogFormat, VmRange,
+    DatabaseUrl, DiskDriverChoice, DriverChoice, ImageSource, KeyValue, ListenAddress, LogFilter, LogFormat, VmRange,
 };
 use ipnet::IpNet;
 use std::net::SocketAddr;
@@ -87,6 +87,12 @@ keys! {
         "The name of the image that VMs start from; made at the first start when it is not there.";
     images_source: ImageSource, "images.source", Some("auto"),
         "What the default image is made from; auto takes debian where its packages are reachable, else host.";
+    images_registry_auth: Option<PathBuf>, "images.registry_auth", None,
+        "A file like docker's config.json with the credentials for registries; unset: none.";
+    images_private_registries: bool, "images.private_registries", Some("true"),
+        "Whether registries may have private, loopback and link-local addresses.";
+    images_build_timeout_seconds: u32 [10..=86400], "images.build_timeout_seconds", Some("1800"),
+        "How long the build of a snapshot may take.";
     pool_size: u32 [0..=1024], "pool.size", Some("8"),
         "How many VMs are kept ready with their interpreter loaded.";
     vm_memory_mb: u32 [128..=1048576], "vm.memory_mb", Some("1024"),
@@ -143,4 +149,8 @@ keys! {
         "PEM files of authorities that VMs trust; unset: those that were added to this host; empty: none.";
     disks_size_gib: Option<u64> [8..=1048576], "disks.size_gib", None,
         "The most that all disks together take, in GiB; unset: what the data directory's file system has.";
+    disks_driver: DiskDriverChoice, "disks.driver", Some("auto"),
+        "What keeps the disks; auto takes btrfs where it works, else plain folders, whose limits are kept by measuring.";
+    disks_scrub_hours: u32 [0..=8760], "disks.scrub_hours", Some("168"),
+        "Hours between two readings of all disks against their checksums; 0: none.";
 }

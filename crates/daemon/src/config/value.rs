@@ -87,6 +87,21 @@ impl KeyValue for u64 {
     }
 }
 
+impl KeyValue for bool {
+    const SHAPE: &'static str = "true|false";
+
+    fn read(raw: &Raw) -> Result<Self, String> {
+        match raw {
+            Raw::Toml(toml::Value::Boolean(value)) => Ok(*value),
+            Raw::Text(text) => text
+                .trim()
+                .parse()
+                .map_err(|_| format!("\"{text}\" is neither true nor false")),
+            Raw::Toml(other) => Err(wanted("true or false", other)),
+        }
+    }
+}
+
 /// Text that a type is parsed from; a list is several of them.
 pub(super) trait Word: Sized {
     /// What one looks like, for the help.
@@ -144,6 +159,7 @@ word_keys!(
     LogFormat,
     ImageSource,
     DriverChoice,
+    DiskDriverChoice,
     VmRange
 );
 
@@ -350,6 +366,18 @@ choice! {
         Auto = "auto",
         /// Linux namespaces.
         Native = "native",
+    }
+}
+
+choice! {
+    /// What keeps the disks.
+    DiskDriverChoice, "auto|btrfs|directory" {
+        /// btrfs where it works, else plain folders.
+        Auto = "auto",
+        /// Subvolumes of a btrfs.
+        Btrfs = "btrfs",
+        /// Plain folders, whose limits are kept by measuring.
+        Directory = "directory",
     }
 }
 
