@@ -354,3 +354,32 @@ def test_attacks_from_many_vms_at_once(clients, neighbour):
     neighbour.execute("print(1)", timeout=20)
     for client in attackers:
         still_works(client)
+
+
+SUBVOLUMES = """
+import fcntl, os, struct, sys
+make, make_2, snap, snap_2, destroy, flags = 0x5000940e, 0x50009418, 0x50009401, 0x50009417, 0x5000940f, 0x4008941a
+where, root = os.open(sys.argv[1] if len(sys.argv) > 1 else '/app', os.O_RDONLY), os.open('/', os.O_RDONLY)
+made = []
+for request in (make, make_2, snap, snap_2):
+    name = b'nested%x' % request
+    arguments = struct.pack('qQQ32x4040s', root, 0, 0, name) if request in (make_2, snap_2) else struct.pack('q4088s', root, name)
+    try:
+        fcntl.ioctl(where, request, bytearray(arguments))
+        made.append(name)
+    except OSError:
+        pass
+try:
+    fcntl.ioctl(where, flags, bytearray(struct.pack('Q', 2)))
+    made.append('read-only')
+except OSError:
+    pass
+print(made)
+"""
+
+
+def test_no_subvolumes_inside_which_no_limit_and_no_snapshot_would_reach(client):
+    assert client.execute(SUBVOLUMES)["stdout"] == "[]\n"
+    as_somebody = "import subprocess\nprint(subprocess.run(['setpriv', '--reuid', '1000', '--clear-groups', 'python3', '-c', %r, '/home/appuser'], capture_output=True, text=True).stdout, end='')"
+    assert client.execute(as_somebody % SUBVOLUMES)["stdout"] == "[]\n"
+    assert client.execute("cp --reflink=always /bin/bash /app/copy && cmp /bin/bash /app/copy && echo same", language="bash")["stdout"] == "same\n"

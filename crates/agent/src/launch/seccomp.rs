@@ -106,15 +106,32 @@ fn other_numbers() -> [sock_filter; 0] {
     []
 }
 
+/// Requests to devices and file systems that are refused.
+const REFUSED_REQUESTS: &[u64] = &[
+    // Pushing characters into a terminal that somebody else reads.
+    libc::TIOCSTI,
+    // Subvolumes of btrfs, which every user may make: what is in them is not charged to the disk that they are in, not
+    // in its snapshots, and keeps it from being deleted. Making (four forms), deleting (two), changing flags.
+    0x5000_9401,
+    0x5000_940e,
+    0x5000_9417,
+    0x5000_9418,
+    0x5000_940f,
+    0x5000_943f,
+    0x4008_941a,
+];
+
 fn listed_calls() -> Result<BpfProgram, seccompiler::BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     for &call in REFUSED.iter().chain(REFUSED_HERE) {
         rules.insert(call, Vec::new());
     }
     rules.insert(libc::SYS_socket, vec![other_families()?]);
-    // Pushing characters into a terminal that somebody else reads.
-    let push = SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, libc::TIOCSTI)?;
-    rules.insert(libc::SYS_ioctl, vec![SeccompRule::new(vec![push])?]);
+    let requests = REFUSED_REQUESTS.iter().map(|&request| {
+        let is = SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, request)?;
+        SeccompRule::new(vec![is])
+    });
+    rules.insert(libc::SYS_ioctl, requests.collect::<Result<_, _>>()?);
     SeccompFilter::new(
         rules,
         SeccompAction::Allow,
@@ -215,6 +232,9 @@ mod tests {
         assert_eq!(call(libc::SYS_socket, [other, 0]), REFUSE);
         let push = u32::try_from(libc::TIOCSTI).unwrap();
         assert_eq!(call(libc::SYS_ioctl, [0, push]), REFUSE);
+        let (subvolume, reflink) = (0x5000_940e, 0x4004_9409);
+        assert_eq!(call(libc::SYS_ioctl, [0, subvolume]), REFUSE);
+        assert_eq!(call(libc::SYS_ioctl, [0, reflink]), ALLOW);
         assert_eq!(call(libc::SYS_ioctl, [0, 0]), ALLOW);
     }
 
