@@ -3,7 +3,7 @@
 use crate::check;
 use rustix::process::Pid;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// The namespaces that a VM gets when its first process is made. Its mount namespace comes later, when its mounts
 /// stand, so that they are locked: its root cannot undo them.
@@ -13,6 +13,12 @@ pub const VM_NAMESPACES: libc::c_int = libc::CLONE_NEWUSER
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWNET
     | libc::CLONE_NEWCGROUP;
+
+/// The mount namespace, for [`enter`], [`leave`] and [`kind`].
+pub const MOUNTS: libc::c_int = libc::CLONE_NEWNS;
+
+/// For [`leave`]: root, working directory and file mask, which the threads of a process share.
+pub const ROOT: libc::c_int = libc::CLONE_FS;
 
 /// Which side of a fork this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +76,29 @@ pub fn leave(kinds: libc::c_int) -> io::Result<()> {
     // SAFETY: plain integers.
     let result = unsafe { libc::unshare(kinds) };
     check(result.into()).map(drop)
+}
+
+/// What kind of namespace `fd` stands for: one of the `CLONE_NEW…` flags.
+///
+/// # Errors
+/// `ENOTTY` when it is none.
+pub fn kind(fd: BorrowedFd<'_>) -> io::Result<libc::c_int> {
+    // SAFETY: the request takes no argument.
+    let kind = unsafe { libc::ioctl(fd.as_raw_fd(), libc::NS_GET_NSTYPE as _) };
+    check(kind.into()).map(|_| kind)
+}
+
+/// The user namespace whose rights rule the namespace that `fd` stands for.
+///
+/// # Errors
+/// `EPERM` when that is outside of this process's own.
+pub fn owner(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // SAFETY: the request takes no argument and gives a new descriptor, which nobody else has.
+    unsafe {
+        let owner = libc::ioctl(fd.as_raw_fd(), libc::NS_GET_USERNS as _);
+        check(owner.into())?;
+        Ok(OwnedFd::from_raw_fd(owner))
+    }
 }
 
 /// Maps the ids 0 to 65535 of the user namespace of `pid` to the 65,536 ids from `base`, users and groups alike.

@@ -2,6 +2,7 @@
 
 use crate::check;
 use std::io;
+use std::os::fd::AsFd;
 
 /// The state of a process that `/proc` shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +16,14 @@ pub struct ProcessStat {
 /// Reads `/proc/PID/stat`; `None` when there is no such process.
 pub fn stat(pid: i32) -> Option<ProcessStat> {
     parse_stat(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// The same of the process whose directory below `/proc` is open; `None` when it is gone, whatever has its number now.
+pub fn stat_of(process: impl AsFd) -> Option<ProcessStat> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(process, "stat", flags, Mode::empty()).ok()?;
+    parse_stat(&io::read_to_string(std::fs::File::from(file)).ok()?)
 }
 
 fn parse_stat(text: &str) -> Option<ProcessStat> {
@@ -55,6 +64,25 @@ pub fn become_root() -> io::Result<()> {
         check(libc::setresuid(0, 0, 0).into())?;
     }
     Ok(())
+}
+
+/// Does something with files as the user and group `id`, but with all of this thread's rights; other threads go on as
+/// they are. Through a mount with mapped owners, what is made belongs to whom `id` stands for.
+pub fn as_file_owner<T>(id: u32, action: impl FnOnce() -> T) -> T {
+    let rights = rustix::thread::capabilities(None);
+    // SAFETY: plain integers. The calls concern this thread alone, and give the old id instead of an error.
+    let (user, group) = unsafe { (libc::setfsuid(id), libc::setfsgid(id)) };
+    if let Ok(rights) = rights {
+        // The change took the rights over files. Without them less can be done, which the action will notice.
+        let _ = rustix::thread::set_capabilities(None, rights);
+    }
+    let done = action();
+    // SAFETY: as above.
+    unsafe {
+        libc::setfsgid(group.cast_unsigned());
+        libc::setfsuid(user.cast_unsigned());
+    }
+    done
 }
 
 /// Lets this process and its children open up to `wanted` files, or as many as the hard limit allows.

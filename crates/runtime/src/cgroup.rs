@@ -286,6 +286,30 @@ impl Cgroup {
     }
 }
 
+/// The processes of the group that a process is in. Works for the groups of this room only: each has all the processes
+/// of a VM.
+pub(crate) fn members_with(pid: i32) -> io::Result<Vec<i32>> {
+    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    let path = groups.lines().find_map(|line| line.strip_prefix("0::"));
+    let path = Path::new(path.ok_or(io::ErrorKind::NotFound)?);
+    // In a container the path may begin further up than the hierarchy that is mounted here.
+    let (Some(name), Some(instance)) = (path.file_name(), path.parent().and_then(Path::file_name))
+    else {
+        return Err(io::ErrorKind::NotFound.into());
+    };
+    let layout = Layout::detect().map_err(io::Error::other)?;
+    let members = layout
+        .killer()
+        .join(instance)
+        .join(name)
+        .join("cgroup.procs");
+    let members = std::fs::read_to_string(members)?;
+    Ok(members
+        .lines()
+        .filter_map(|line| line.parse().ok())
+        .collect())
+}
+
 /// What of cgroups works on this host.
 pub fn probe() -> Probe {
     match Layout::detect() {

@@ -3,7 +3,7 @@
 mod mounts;
 mod native;
 
-pub use mounts::{Holder, MountError, Mounts};
+pub use mounts::{Holder, MountError, Mounted, Mounts};
 pub use native::NativeDriver;
 
 use crate::Probe;

@@ -1,8 +1,8 @@
 //! PID 1's side: everything that happens with the VM's own rights.
 
-use super::{LaunchError, mounts, seccomp};
+use super::{LaunchError, seccomp};
 use instavm_agent_api::launch::{Launch, Network};
-use instavm_linux::{mount, namespace, network, process};
+use instavm_linux::{namespace, network, process};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
@@ -11,8 +11,17 @@ use std::path::Path;
 /// What the launcher hears when the agent is about to serve.
 pub(super) const READY: &str = "ready";
 
+/// What PID 1 holds for the node, and nobody in the VM can reach.
+pub(super) struct Door {
+    /// The agent's socket.
+    pub(super) listener: OwnedFd,
+    /// The mount namespace that the VM's own is a copy of. It lives as long as this descriptor: what the node mounts
+    /// in it appears in the VM, locked.
+    pub(super) _outside: File,
+}
+
 /// Waits until the launcher has built the tree and the node has given the link, then becomes the agent.
-pub(super) fn run(launch: Launch, listener: OwnedFd, mut go: File, mut done: File) -> ! {
+pub(super) fn run(launch: Launch, door: Door, mut go: File, mut done: File) -> ! {
     let mut byte = [0];
     if go.read_exact(&mut byte).is_err() {
         // The launcher died or gave up: it has said why.
@@ -27,7 +36,8 @@ pub(super) fn run(launch: Launch, listener: OwnedFd, mut go: File, mut done: Fil
         exit();
     }
     drop(done);
-    crate::serve::serve(listener, crate::serve::ServeConfig::new(launch.token));
+    let config = crate::serve::ServeConfig::new(launch.token);
+    crate::serve::serve(door.listener, config);
     // The end of PID 1 is the end of the VM.
     exit()
 }
@@ -40,10 +50,9 @@ fn exit() -> ! {
 fn enter(launch: &Launch) -> Result<(), LaunchError> {
     process::become_root().map_err(LaunchError::at("become root"))?;
     namespace::leave(libc::CLONE_NEWNS).map_err(LaunchError::at("new mount namespace"))?;
-    let stage = Path::new(mounts::STAGE);
-    // A mount that came along is locked and cannot be the new root; a bind of the whole tree can.
-    mount::bind(stage, stage, true).map_err(LaunchError::at("bind the tree"))?;
-    mount::pivot(stage).map_err(LaunchError::at("pivot"))?;
+    rustix::process::chdir("/")
+        .map_err(io::Error::from)
+        .map_err(LaunchError::at("go to the root"))?;
     quiet_standard_streams().map_err(LaunchError::at("open /dev/null"))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     rustix::system::sethostname(launch.hostname.as_bytes())

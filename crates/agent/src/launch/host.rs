@@ -24,9 +24,12 @@ pub(super) fn launch() -> Result<(), LaunchError> {
     rustix::process::umask(rustix::fs::Mode::empty());
     join_cgroups(&launch.cgroups)?;
     let listener = bind(Path::new(&launch.socket)).map_err(LaunchError::at("bind the socket"))?;
+    mounts::complete_root(&launch)?;
     let tree = mounts::open_root(&launch)?;
     namespace::leave(libc::CLONE_NEWNS).map_err(LaunchError::at("new mount namespace"))?;
     instavm_linux::mount::make_private().map_err(LaunchError::at("make mounts private"))?;
+    let outside =
+        File::open("/proc/self/ns/mnt").map_err(LaunchError::at("open the new mount namespace"))?;
 
     let (go_out, go_in) = pipe()?;
     let (done_out, done_in) = pipe()?;
@@ -36,10 +39,14 @@ pub(super) fn launch() -> Result<(), LaunchError> {
     match fork {
         Fork::Child => {
             drop((go_in, done_out, tree, node));
-            guest::run(launch, listener, File::from(go_out), File::from(done_in))
+            let door = guest::Door {
+                listener,
+                _outside: outside,
+            };
+            guest::run(launch, door, File::from(go_out), File::from(done_in))
         }
         Fork::Parent(pid) => {
-            drop((go_out, done_in, listener));
+            drop((go_out, done_in, listener, outside));
             let first = FirstProcess { pid, keep: false };
             first.bring_up(&launch, tree, node, File::from(go_in), File::from(done_out))
         }

@@ -110,7 +110,37 @@ pub(super) fn build(launch: &Launch, first: Pid, root: BorrowedFd<'_>) -> Result
     tmpfs(launch, "run", 0o755, launch.shm_bytes / 4)?;
     devices(launch)?;
     in_namespaces_of(first, kernel_file_systems)?;
-    mask(launch)
+    mask(launch)?;
+    // Nothing of the host's is left in this namespace, so that the VM keeps none of it mounted.
+    mount::pivot(stage).map_err(LaunchError::at("pivot"))?;
+    mount::pass_on().map_err(LaunchError::at("share the tree"))
+}
+
+/// Directories that a machine has, with their permissions: an image may come without.
+const DIRECTORIES: &[(&str, u32)] = &[
+    ("dev", 0o755),
+    ("proc", 0o755),
+    ("sys", 0o755),
+    ("run", 0o755),
+    ("etc", 0o755),
+    ("tmp", 0o1777),
+    ("root", 0o700),
+    ("app", 0o755),
+];
+
+/// Makes the directories that the root disk lacks; whoever is its user 0 owns them. Links are left as they are.
+pub(super) fn complete_root(launch: &Launch) -> Result<(), LaunchError> {
+    use std::os::unix::fs::PermissionsExt;
+    for &(name, mode) in DIRECTORIES {
+        let path = Path::new(&launch.root).join(name);
+        let make = || match std::fs::create_dir(&path) {
+            Ok(()) => std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            Err(error) => Err(error),
+        };
+        make().map_err(LaunchError::at(format!("make /{name} of the root disk")))?;
+    }
+    Ok(())
 }
 
 /// A path on the root disk that is a link would lead a mount elsewhere: refuse, before anything is mounted on it.
