@@ -110,7 +110,8 @@ impl From<NodeError> for Problem {
             NodeError::NoSuchVm
             | NodeError::NoSuchExecution
             | NodeError::NoSuchSnapshot
-            | NodeError::NoSuchVolume => Kind::NotFound,
+            | NodeError::NoSuchVolume
+            | NodeError::NoSuchPty => Kind::NotFound,
             NodeError::VmEnded | NodeError::VmExhausted { .. } | NodeError::Busy { .. } => {
                 Kind::Conflict
             }

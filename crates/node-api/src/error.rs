@@ -18,6 +18,9 @@ pub enum NodeError {
     /// The node has no such volume, or the volume no such checkpoint.
     #[error("the volume or checkpoint does not exist")]
     NoSuchVolume,
+    /// The VM has no such terminal.
+    #[error("there is no terminal with this id")]
+    NoSuchPty,
     /// What is there now does not allow it: in use, or there already.
     #[error("{reason}")]
     Busy {

@@ -7,6 +7,7 @@
 mod error;
 pub mod execution;
 pub mod file;
+pub mod pty;
 pub mod snapshot;
 pub mod vm;
 pub mod volume;
@@ -14,6 +15,7 @@ pub mod volume;
 pub use error::{FileErrorKind, NodeError};
 pub use execution::{ExecuteRequest, Execution, Language};
 pub use file::{ByteStream, FileContent};
+pub use pty::{PtyInfo, PtyInput, PtyOutput, PtyRequest, PtyStream, Ptys};
 pub use snapshot::{
     BuildProgress, ImageConfig, SnapshotBuild, SnapshotBuilt, SnapshotId, SnapshotTaken, Snapshots,
 };
@@ -28,7 +30,7 @@ use tokio::sync::broadcast;
 /// Every call may be repeated; a VM that does not live here answers [`NodeError::NoSuchVm`]. Dropping the future of
 /// a call cancels it, except [`Node::create`] and [`Node::terminate`], which run to their end or undo.
 #[async_trait]
-pub trait Node: Snapshots + Volumes + Send + Sync + 'static {
+pub trait Node: Snapshots + Volumes + Ptys + Send + Sync + 'static {
     /// Makes a VM, from the pool when one fits, and returns when it executes code.
     ///
     /// # Errors

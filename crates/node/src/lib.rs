@@ -8,7 +8,7 @@
 //! | `pool` | machines that are ready before anybody asks |
 //! | `create`, `ending` | how a machine becomes a user's VM, and what is left of one |
 //! | `vm`, `book` | the task that owns a VM's life, and what is on record of it |
-//! | `execution`, `file`, `resize` | what a VM is asked to do |
+//! | `execution`, `file`, `pty`, `resize` | what a VM is asked to do |
 //! | `snapshot`, `build` | saved disks: of VMs, and from images of registries |
 //! | `volume` | disks that outlive VMs, and their mounts |
 //! | `reconcile` | after a start, on `check`, on `destroy` |
@@ -28,6 +28,7 @@ mod instance;
 mod machine;
 mod node;
 mod pool;
+mod pty;
 mod reconcile;
 mod record;
 mod resize;

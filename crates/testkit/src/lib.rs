@@ -8,6 +8,7 @@ mod hooks;
 mod node;
 mod platform;
 mod postgresql;
+mod pty;
 mod script;
 mod snapshot;
 mod storage;

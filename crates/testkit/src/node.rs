@@ -1,6 +1,7 @@
 //! A node in memory.
 
 use crate::hooks::Hooks;
+use crate::pty::Terminal;
 use crate::script::{self, End, Gates, Surroundings};
 use crate::storage::{Files, Storage};
 use async_trait::async_trait;
@@ -44,6 +45,7 @@ pub(crate) struct Simulated {
     surroundings: Surroundings,
     pub(crate) files: Mutex<Files>,
     pub(crate) mounts: Mutex<Vec<Mount>>,
+    pub(crate) terminals: Mutex<Vec<Terminal>>,
     pub(crate) keep_disk_as: Mutex<Option<SnapshotId>>,
     executions: Mutex<HashMap<String, watch::Receiver<Option<Execution>>>>,
     /// Becomes true when it has ended.
@@ -61,6 +63,7 @@ impl Simulated {
             },
             files: Mutex::new(files),
             mounts: Mutex::new(spec.mounts.clone()),
+            terminals: Mutex::default(),
             keep_disk_as: Mutex::new(spec.keep_disk_as.clone()),
             spec,
             executions: Mutex::default(),
