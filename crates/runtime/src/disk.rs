@@ -17,6 +17,7 @@
 mod attribute;
 mod btrfs;
 mod error;
+mod image;
 mod pool_file;
 mod probe;
 mod scrub;

@@ -51,6 +51,11 @@ impl TrustAnchors {
         Ok(Self { authorities })
     }
 
+    /// The PEM texts.
+    pub fn authorities(&self) -> &[String] {
+        &self.authorities
+    }
+
     /// A short name for exactly these authorities.
     pub fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();

@@ -4,16 +4,32 @@
 //! the pool, named by its chain id, and made on a snapshot of the layer below it; so images that begin alike share what
 //! they have in common, on the wire and on the disk.
 
+mod address;
+mod auth;
+mod blob;
+mod entry;
 mod error;
+mod finish;
+mod flight;
+mod layer;
+mod manifest;
+mod pin;
+mod prune;
 mod reference;
+mod registry;
+mod root;
 mod store;
+mod tree;
+mod unpack;
 
 pub use error::OciError;
 pub use reference::Reference;
-pub use store::{OciPruned, OciStore};
+pub use prune::OciPruned;
+pub use store::OciStore;
 
 use crate::trust::TrustAnchors;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How images are pulled and kept.
@@ -107,6 +123,9 @@ pub struct OciImage {
     pub digest: String,
     /// How it wants to be run.
     pub config: OciRunConfig,
+    /// Nothing of it is pruned as long as this value lives.
+    #[expect(dead_code, reason = "held for what its end does")]
+    lease: Arc<pin::Lease>,
 }
 
 /// A step of [`OciStore::ensure`]; its text is a line for a log.

@@ -231,12 +231,10 @@ fn is_path_component(text: &str) -> bool {
     let ends_are_words =
         bytes.first().copied().is_some_and(is_word) && bytes.last().copied().is_some_and(is_word);
     ends_are_words
-        && bytes
-            .split(|b| is_word(*b))
-            .all(|between| match between {
-                b"" | b"." | b"_" | b"__" => true,
-                other => other.iter().all(|b| *b == b'-'),
-            })
+        && bytes.split(|b| is_word(*b)).all(|between| match between {
+            b"" | b"." | b"_" | b"__" => true,
+            other => other.iter().all(|b| *b == b'-'),
+        })
 }
 
 fn valid_tag(tag: &str) -> Result<String, &'static str> {
