@@ -23,6 +23,9 @@ from daemon import INSTANCES, eventually
 OCI = "application/vnd.oci.image"
 MANIFEST, INDEX, CONFIG = f"{OCI}.manifest.v1+json", f"{OCI}.index.v1+json", f"{OCI}.config.v1+json"
 TAR, GZIP, ZSTD = f"{OCI}.layer.v1.tar", f"{OCI}.layer.v1.tar+gzip", f"{OCI}.layer.v1.tar+zstd"
+DOCKER = "application/vnd.docker"
+DOCKER_MANIFEST, DOCKER_CONFIG = f"{DOCKER}.distribution.manifest.v2+json", f"{DOCKER}.container.image.v1+json"
+DOCKER_GZIP = f"{DOCKER}.image.rootfs.diff.tar.gzip"
 ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
 # The file tree of the platform's own image, which the first start of a host has made.
 PLATFORM_ROOT = Path("/var/cache/instavm/images/names/default/root.tar")
@@ -126,8 +129,9 @@ def whole_root():
 class Image:
     """A manifest with its configuration and layers."""
 
-    def __init__(self, layers, env=None, workdir=None, user=None, entrypoint=None, command=None, architecture=ARCHITECTURE):
+    def __init__(self, layers, env=None, workdir=None, user=None, entrypoint=None, command=None, architecture=ARCHITECTURE, docker=False):
         self.layers = list(layers)
+        self.media = DOCKER_MANIFEST if docker else MANIFEST
         run = {
             "Env": [f"{name}={value}" for name, value in (env or {}).items()] or None,
             "WorkingDir": workdir,
@@ -145,9 +149,9 @@ class Image:
         ).encode()
         self.document = {
             "schemaVersion": 2,
-            "mediaType": MANIFEST,
-            "config": {"mediaType": CONFIG, "digest": sha256(self.config), "size": len(self.config)},
-            "layers": [{"mediaType": layer.kind, "digest": layer.digest, "size": layer.size} for layer in self.layers],
+            "mediaType": self.media,
+            "config": {"mediaType": DOCKER_CONFIG if docker else CONFIG, "digest": sha256(self.config), "size": len(self.config)},
+            "layers": [{"mediaType": DOCKER_GZIP if docker else layer.kind, "digest": layer.digest, "size": layer.size} for layer in self.layers],
         }
 
     @property
@@ -187,7 +191,7 @@ class ImageRegistry:
         for layer in image.layers:
             self.blobs[layer.digest] = layer.blob
         for reference in (tag, image.digest):
-            self.manifests[(name, reference)] = (MANIFEST, image.manifest)
+            self.manifests[(name, reference)] = (image.media, image.manifest)
         return f"{self.host}/{name}:{tag}"
 
     def push_index(self, name, images, tag="latest"):
@@ -337,6 +341,16 @@ def instead(body, status=200):
     return lambda request: request.answer(status, body, "application/octet-stream")
 
 
+def once(fault, registry, reference):
+    """A fault that happens the first time only."""
+
+    def serve(request):
+        del registry.faults[reference]
+        fault(request)
+
+    return serve
+
+
 def endless(blob):
     """Answers with a blob ten times over, without a length."""
 
@@ -398,7 +412,7 @@ class DockerRegistry:
         for digest, blob in [(sha256(image.config), image.config), *((layer.digest, layer.blob) for layer in image.layers)]:
             self.put_blob(name, digest, blob)
         put = self.session.put(
-            f"http://{self.host}/v2/{name}/manifests/{tag}", data=image.manifest, headers={"Content-Type": MANIFEST}, timeout=60
+            f"http://{self.host}/v2/{name}/manifests/{tag}", data=image.manifest, headers={"Content-Type": image.media}, timeout=60
         )
         assert put.status_code == 201, put.text
         return f"{self.host}/{name}:{tag}"
