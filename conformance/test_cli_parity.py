@@ -1,5 +1,6 @@
 """The official command line and ours against one recording server: the same requests, JSON and exit status."""
 
+import email
 import json
 import os
 import subprocess
@@ -22,6 +23,14 @@ COMPLETE = (200, {"is_complete": True, "serialized_stdout": "6\n", "serialized_s
 USER = (200, {"id": 7, "email": "é@example.com", "name": None, "is_verified": True, "created_at": "x"})
 KEYS = (200, {"keys": [{"id": 3, "fingerprint": "SHA256:abc", "comment": "me@here"}]})
 VMS = (200, [{"vm_id": "vm_1", "status": "ACTIVE", "n": 1.0}, {"vm_id": "vm_2", "status": "terminated"}, {"vm_id": "vm_3"}])
+VM = (200, {"vm_id": "vm_9", "session_id": "s-1", "status": "active", "memory_mb": 512.0, "é": [None]})
+SNAPSHOT = (200, {"id": "sn/1", "snapshot_id": "sn/1", "name": "é", "status": "building", "type": "user", "log": None})
+VOLUME = (200, {"id": "vol_1", "name": "data", "status": "available", "quota_bytes": 10737418240, "used_bytes": 1536})
+CHECKPOINT = (200, {"id": "ck_1", "name": None, "status": "ready"})
+FILE = (200, {"path": "docs/a.txt", "filename": "a.txt", "size": 6, "content": "aGVsbG8K", "more": 1.0})
+DELETED = (200, {"status": "deleted", "id": "x"})
+EMPTY = (204, b"")
+REFUSED = (409, {"detail": "in use"})
 NO_KEY = {"INSTAVM_API_KEY": None}
 
 
@@ -34,14 +43,23 @@ class Recorder(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
+def parts(kind, body):
+    """The parts of a multipart body, in their order, as JSON: boundaries are of no importance."""
+    whole = email.message_from_bytes(f"Content-Type: {kind}\r\n\r\n".encode() + body)
+    return json.dumps([(sorted(part.items()), part.get_payload(decode=True).decode()) for part in whole.get_payload()])
+
+
 class Handler(BaseHTTPRequestHandler):
     def answer(self):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        kind = self.headers.get("Content-Type")
+        if kind and kind.startswith("multipart/"):
+            kind, body = "multipart", parts(kind, body)
         try:
             body = json.loads(body) if body else None
         except ValueError:
             body = body.decode(errors="replace")
-        self.server.seen.append((self.command, self.path, self.headers.get("X-API-Key"), self.headers.get("Content-Type"), body))
+        self.server.seen.append((self.command, self.path, self.headers.get("X-API-Key"), kind, body))
         status, answer = self.server.answers.pop(0) if self.server.answers else (500, {"detail": "nothing prepared"})
         content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         self.send_response(status)
@@ -92,6 +110,8 @@ class Run:
         self.stdout = done.stdout.replace(str(home), "HOME")
         self.stderr = done.stderr.replace(str(home), "HOME")
         self.requests = recorder.seen
+        # A file that was never finished has a name of its own.
+        self.files = {path.name: path.read_bytes() for path in home.iterdir() if path.is_file()}
         stored = home / ".instavm/config.json"
         self.config = stored.read_text() if stored.exists() else None
         self.modes = [oct(path.stat().st_mode & 0o777) for path in (stored.parent, stored)] if stored.exists() else None
@@ -110,6 +130,7 @@ def both(recorder, tmp_path):
         context = f"official: {official.stdout}{official.stderr}\nours: {ours.stdout}{ours.stderr}"
         assert ours.status == official.status, context
         assert ours.requests == official.requests, context
+        assert ours.files == official.files, context
         assert (ours.config, ours.modes) == (official.config, official.modes), context
         assert bool(ours.stdout) == bool(official.stdout), context
         assert bool(ours.stderr) == bool(official.stderr), context
@@ -170,6 +191,109 @@ CASES = {
     "auth status by flags": (["auth", "status", "-j", "--api-key", "12345678", "--base-url", "https://staging.api.instavm.io/", "--ssh-host", " h "], []),
     "auth logout": (["auth", "logout", "-j"], []),
     "auth logout by flag": (["auth", "logout", "-j", "--api-key", "x"], []),
+    "create": (["create", "-j"], [VM]),
+    "new, with everything": (
+        ["new", "--type", "computer-use", "--timeout", "600", "--memory", "1024", "--vcpu", "2", "--snapshot", "sn/1", "--session", "s-1"]
+        + ["--volume", "vol_1:/data", "--volume", "vol_2:/ro:ro", "--volume=vol_3 : /old:RO:ck_1", "-j"],
+        [VM],
+    ),
+    "create with nothing in it": (["create", "--snapshot=", "--session", "", "--memory", "-1", "--type", "standard", "-j"], [VM]),
+    "create without an answer": (["create", "-j"], [EMPTY]),
+    "create with a list for an answer": (["create", "-j"], [(200, [])]),
+    "create without an id": (["create", "-j"], [(202, {"status": None, "vm_id": ""})]),
+    "create refused": (["create", "-j"], [(403, {"detail": "vm lifetime cannot exceed 60s"})]),
+    "create, 422": (["create", "-j"], [(422, {"detail": [{"msg": "bad"}]})]),
+    "create, 429": (["create", "-j"], [(429, {"detail": "full"})]),
+    "create, 504": (["create", "-j"], [(504, {"detail": "provisioning timed out"})]),
+    "create of a stranger": (["create", "-j"], [(401, {})]),
+    "create with half a volume": (["create", "--volume", "vol_1", "-j"], []),
+    "create with too much of a volume": (["create", "--volume", "v:/m:ro:c:d", "-j"], []),
+    "create with a mode of its own": (["create", "--volume", "v:/m:wx", "-j"], []),
+    "create with a checkpoint to write on": (["create", "--volume", "v:/m:rw:c", "-j"], []),
+    "create of an unknown type": (["create", "--type", "huge"], []),
+    "create with a bad number": (["create", "--memory", "much"], []),
+    "rm": (["rm", "vm_1", "vm/2", "-j"], [(200, {"status": "terminated", "vm_id": "vm_1", "n": 1.0}), EMPTY]),
+    "delete": (["delete", "--json", "vm_1"], [(200, {})]),
+    "rm that fails in the middle": (["rm", "a", "b", "c", "-j"], [DELETED, (404, {"detail": "none"})]),
+    "rm with a list for an answer": (["rm", "a", "-j"], [(200, [1])]),
+    "rm of dots": (["rm", "..", "-j"], []),
+    "rm of nothing": (["rm"], []),
+    "clone": (["clone", "vm_1", "-j"], [VM]),
+    "clone with a name": (["clone", "--name", "é", "vm_1", "-j"], [VM]),
+    "clone with an empty name": (["clone", "vm_1", "--name=", "-j"], [VM]),
+    "clone, 404": (["clone", "vm_1", "-j"], [(404, {"detail": "none"})]),
+    "clone of nothing": (["clone"], []),
+    "vm update": (["vm", "update", "vm_1", "--memory-mb", "256", "-j"], [VM]),
+    "vms update of everything": (["vms", "update", "vm_1", "--snapshot-on-terminate", "--snapshot-name", "end", "--memory-mb=2", "-j"], [(200, {})]),
+    "vm update to no snapshot": (["vm", "update", "vm_1", "--no-snapshot-on-terminate", "-j"], [EMPTY]),
+    "vm update answered with null": (["vm", "update", "vm_1", "--snapshot-name", "", "-j"], [(200, None)]),
+    "vm update of nothing": (["vm", "update", "vm_1", "-j"], []),
+    "vm update of both": (["vm", "update", "vm_1", "--snapshot-on-terminate", "--no-snapshot-on-terminate"], []),
+    "vm update refused": (["vm", "update", "vm_1", "--memory-mb", "3", "-j"], [(422, {"detail": "even"})]),
+    "vm": (["vm"], []),
+    "snapshot ls": (["snapshot", "ls", "-j"], [(200, [SNAPSHOT[1], {"id": 7}])]),
+    "snapshot list of a type": (["snapshot", "list", "--type", "system", "-j"], [(200, [])]),
+    "snapshot ls of no list": (["snapshot", "ls", "-j"], [(200, {"a": 1})]),
+    "snapshot ls of an unknown type": (["snapshot", "ls", "--type", "own"], []),
+    "snapshot create": (["snapshot", "create", "vm_1", "-j"], [SNAPSHOT]),
+    "snapshot create with a name": (["snapshot", "create", "vm_1", "--name", "n n", "-j"], [(200, {"id": "only"})]),
+    "snapshot create, 409": (["snapshot", "create", "vm_1", "-j"], [REFUSED]),
+    "snapshot build": (["snapshot", "build", "debian:12", "-j"], [SNAPSHOT]),
+    "snapshot build with everything": (
+        ["snapshot", "build", "r.example.com/a@sha256:b", "--name", "n", "--vcpu", "2", "--memory", "512", "--disk-size", "3", "--env", "A=b=c", "--env", " B =", "--type", "system"]
+        + ["--git-clone", "https://example.com/r", "--git-branch", "main", "--run", "make é", "--apt", "git curl", "--pip", "numpy", "--npm", "left-pad", "-j"],
+        [SNAPSHOT],
+    ),
+    "snapshot build with nothing in it": (["snapshot", "build", "x", "--apt=", "--run", "", "--disk-size", "0", "--name=", "-j"], [SNAPSHOT]),
+    "snapshot build with a bad variable": (["snapshot", "build", "x", "--env", "A", "-j"], []),
+    "snapshot build with a nameless variable": (["snapshot", "build", "x", "--env", " =b", "-j"], []),
+    "snapshot build, 422": (["snapshot", "build", "x", "-j"], [(422, {"detail": "bad reference"})]),
+    "snapshot build of nothing": (["snapshot", "build"], []),
+    "snapshot get": (["snapshot", "get", "sn/1", "-j"], [SNAPSHOT]),
+    "snapshot get, watched": (["snapshot", "get", "sn", "--watch", "1", "-j"], [SNAPSHOT, SNAPSHOT, (404, {})]),
+    "snapshot get, watched badly": (["snapshot", "get", "sn", "--watch=-1", "-j"], []),
+    "snapshot get, which is eaten": (["snapshot", "get", "--watch", "sn"], []),
+    "snapshot get, 404": (["snapshot", "get", "sn", "-j"], [(404, {"detail": "none"})]),
+    "snapshot rm": (["snapshot", "rm", "sn/1", "-j"], [DELETED]),
+    "snapshot delete without an answer": (["snapshot", "delete", "sn", "-j"], [EMPTY]),
+    "snapshot rm, 409": (["snapshot", "rm", "sn", "-j"], [REFUSED]),
+    "volume ls": (["volume", "ls", "-j"], [(200, [VOLUME[1], {"id": "v"}])]),
+    "volumes list, refreshed": (["volumes", "list", "--refresh", "-j"], [(200, [])]),
+    "volume get": (["volume", "get", "vol/1", "-j"], [VOLUME]),
+    "volume get, refreshed": (["volume", "get", "vol_1", "--refresh", "-j"], [(200, {})]),
+    "volume get, 404": (["volume", "get", "vol_1", "-j"], [(404, {"detail": "none"})]),
+    "volume create": (["volume", "create", "data", "--quota", "10gb", "-j"], [VOLUME]),
+    "volume create of a part": (["volume", "create", "data", "--quota", "1.5 MB", "-j"], [VOLUME]),
+    "volume create of bytes": (["volume", "create", "data", "--quota=-5", "-j"], [(422, {"detail": "no"})]),
+    "volume create of much": (["volume", "create", "data", "--quota", "much", "-j"], []),
+    "volume create of half a byte": (["volume", "create", "data", "--quota", "0.5", "-j"], []),
+    "volume create without a quota": (["volume", "create", "data"], []),
+    "volume update": (["volume", "update", "vol_1", "--name", "n", "--quota", "2TB", "-j"], [VOLUME]),
+    "volume update without an answer": (["volume", "update", "vol_1", "--name", "n", "-j"], [EMPTY]),
+    "volume update of nothing": (["volume", "update", "vol_1", "--name=", "-j"], []),
+    "volume update refused": (["volume", "update", "vol_1", "--quota", "1kb", "-j"], [REFUSED]),
+    "volume rm": (["volume", "rm", "vol/1", "-j"], [DELETED]),
+    "volume delete without an answer": (["volume", "delete", "vol_1", "-j"], [EMPTY]),
+    "volume rm, 409": (["volume", "rm", "vol_1", "-j"], [REFUSED]),
+    "volume checkpoint ls": (["volume", "checkpoint", "ls", "vol_1", "-j"], [(200, [CHECKPOINT[1]])]),
+    "volume checkpoint list of none": (["volume", "checkpoint", "list", "vol_1", "-j"], [(200, [])]),
+    "volume checkpoint create": (["volume", "checkpoint", "create", "vol_1", "-j"], [CHECKPOINT]),
+    "volume checkpoint create with a name": (["volume", "checkpoint", "create", "vol_1", "--name", "é", "-j"], [CHECKPOINT]),
+    "volume checkpoint rm": (["volume", "checkpoint", "rm", "vol/1", "ck/1", "-j"], [DELETED]),
+    "volume checkpoint delete, 409": (["volume", "checkpoint", "delete", "v", "c", "-j"], [REFUSED]),
+    "volume checkpoint rm of half": (["volume", "checkpoint", "rm", "v"], []),
+    "volume files ls": (["volume", "files", "ls", "vol_1", "-j"], [(200, [{"path": "a é", "size": 1024}, {"path": "b"}])]),
+    "volume files list of a part": (["volume", "files", "list", "vol_1", "--prefix", "a b/", "--no-recursive", "--limit", "5", "-j"], [(200, [])]),
+    "volume files download": (["volume", "files", "download", "vol_1", "docs/a.txt", "-j"], [FILE]),
+    "volume files download to a place": (["volume", "files", "download", "vol_1", "a", "--out", "b.txt", "-j"], [FILE]),
+    "volume files download of little": (["volume", "files", "download", "vol_1", "a", "-j"], [(200, {"content": "aGVsbG8="})]),
+    "volume files download of nothing": (["volume", "files", "download", "vol_1", "a", "-j"], [(200, {"content": "", "size": 0})]),
+    "volume files download, 404": (["volume", "files", "download", "vol_1", "a", "-j"], [(404, {"detail": "none"})]),
+    "volume files rm": (["volume", "files", "rm", "vol_1", "a b/c", "-j"], [DELETED]),
+    "volume files delete without an answer": (["volume", "files", "delete", "vol_1", "a", "-j"], [EMPTY]),
+    "volume files upload of a missing file": (["volume", "files", "upload", "vol_1", "missing", "-j"], []),
+    "volume": (["volume"], []),
+    "volume files": (["volume", "files"], []),
     "no command": ([], []),
     "an unknown command": (["fly"], []),
     "a group": (["auth"], []),
@@ -202,7 +326,35 @@ def test_the_same_requests_for_people(both, case):
     both(*["-a" if word == "-aj" else word for word in arguments if word != "-j"], answers=answers)
 
 
-@pytest.mark.parametrize("arguments", [["whoami"], ["ls"], ["ssh-key", "list"], ["ssh-key", "remove", "1"], ["exec", "--cmd", "x"], ["exec", "result", "t"], ["auth", "status"], ["auth", "logout"]])
+# What is asked again is asked after 2 s, and after 4 s more.
+AGAIN = {
+    "snapshot create": (["snapshot", "create", "vm_1"], [(503, {"detail": "busy"}), SNAPSHOT]),
+    "snapshot create that stays refused": (["snapshot", "create", "vm_1", "-j"], [(503, {}), (500, b"oops"), (504, {})]),
+    "snapshot build": (["snapshot", "build", "x", "-j"], [(502, b"proxy"), SNAPSHOT]),
+}
+
+
+@pytest.mark.parametrize("case", AGAIN)
+def test_the_same_again(both, case):
+    arguments, answers = AGAIN[case]
+    both(*arguments, answers=answers)
+
+
+@pytest.mark.parametrize("flags", [["-j"], [], ["--path", "docs/é.txt", "--overwrite", "-j"]])
+def test_uploads(both, flags):
+    ours = both("volume", "files", "upload", "vol_1", "a.txt", *flags, answers=[(200, {"status": "uploaded"})], files={"a.txt": "line é\r\n"})
+    assert ours.requests[0][3] == "multipart"
+    both("volume", "files", "upload", "vol/1", "./a.txt", *flags, answers=[EMPTY], files={"a.txt": ""})
+    both("volume", "files", "upload", "vol_1", "a.txt", *flags, answers=[(413, {"detail": "full"})], files={"a.txt": "x"})
+
+
+@pytest.mark.parametrize("arguments", [["create"], ["clone", "vm_1"]])
+def test_the_way_in_is_told(both, arguments):
+    ours = both(*arguments, answers=[VM], environment={"INSTAVM_SSH_HOST": "gate.example.com"})
+    assert "SSH: ssh vm_9@gate.example.com" in ours.stdout.splitlines()
+
+
+@pytest.mark.parametrize("arguments", [["create", "--volume", "x"], ["rm", "a"], ["clone", "a"], ["vm", "update", "a"], ["snapshot", "ls"], ["snapshot", "create", "a"], ["snapshot", "build", "a", "--env", "x"], ["snapshot", "get", "a", "--watch=0"], ["volume", "ls"], ["volume", "create", "a", "--quota", "x"], ["volume", "update", "a"], ["volume", "checkpoint", "ls", "a"], ["volume", "files", "upload", "a", "missing"], ["whoami"], ["ls"], ["ssh-key", "list"], ["ssh-key", "remove", "1"], ["exec", "--cmd", "x"], ["exec", "result", "t"], ["auth", "status"], ["auth", "logout"]])
 @pytest.mark.parametrize("key", [None, "", "  "])
 def test_without_a_key(both, arguments, key):
     ours = both(*arguments, "--json", environment={"INSTAVM_API_KEY": key})
