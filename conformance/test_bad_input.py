@@ -81,7 +81,9 @@ def test_a_session_without_a_key_is_401(http):
     refused(http.request("POST", START, json={"api_key": "instavm_sk_no"}, headers={"X-API-Key": None}), 401)
 
 
-@pytest.mark.parametrize("path", [START, "/execute", "/execute_async", "/kill", "/v1/vms", "/v1/ssh-keys", "/v1/api-keys/"])
+@pytest.mark.parametrize(
+    "path", [START, "/execute", "/execute_async", "/kill", "/v1/vms", "/v1/ssh-keys", "/v1/api-keys/", "/v1/snapshots", "/v1/volumes"]
+)
 @pytest.mark.parametrize("body", [b"{", b"not json", b"", b"\xff\xfe", b'{"a": 1,}', b"nul\x00"], ids=["brace", "text", "empty", "bytes", "comma", "nul"])
 def test_malformed_json_is_400(http, path, body):
     answer = http.request("POST", path, data=body, headers={"Content-Type": "application/json"})
@@ -96,7 +98,7 @@ def test_json_of_any_depth_is_answered(http):
         refused(answer, (400, 401, 422))
 
 
-@pytest.mark.parametrize("path", [START, "/execute", "/kill", "/v1/vms"])
+@pytest.mark.parametrize("path", [START, "/execute", "/kill", "/v1/vms", "/v1/snapshots", "/v1/volumes"])
 @pytest.mark.parametrize("body", ["[]", '"text"', "7", "null", "true"])
 def test_json_that_is_no_object_is_422(http, path, body):
     answer = http.request("POST", path, data=body, headers={"Content-Type": "application/json"})
@@ -125,6 +127,30 @@ def test_fields_of_an_execution_are_checked_by_name(http, client, path, fields, 
 def test_a_missing_session_id_names_the_field(http):
     refused(http.post("/execute", {"command": "1"}), 422, "session_id")
     refused(http.post("/kill", {}), 422, "session_id")
+
+
+# Calls that name a VM, a snapshot or a volume, with a body that would be right.
+NAMED = [
+    ("PATCH", "/v1/vms/{}", {"memory_mb": 512}),
+    ("POST", "/v1/vms/{}/clone", {}),
+    ("POST", "/v1/vms/{}/snapshot", {}),
+    ("POST", "/v1/vms/{}/volumes", {"volume_id": "vol_none", "mount_path": "/data"}),
+    ("PATCH", "/v1/volumes/{}", {"quota_bytes": 1 << 20}),
+    ("POST", "/v1/volumes/{}/checkpoints", {}),
+    ("POST", "/v1/volumes/{}/files/download", {"path": "x"}),
+]
+
+
+@pytest.mark.parametrize("method, path, body", NAMED, ids=[f"{method} {path}" for method, path, _ in NAMED])
+def test_calls_on_things_take_json_objects_and_known_ids_only(http, make, method, path, body):
+    known = path.format(make.vm()["vm_id"] if "/vms/" in path else make.volume()["id"])
+    for broken in (b"{", b"not json", b"\xff\xfe", b"nul\x00"):
+        refused(http.request(method, known, data=broken, headers={"Content-Type": "application/json"}), 400)
+    for other in ("[]", '"text"', "7", "true"):
+        refused(http.request(method, known, data=other, headers={"Content-Type": "application/json"}), (400, 422))
+    refused(http.request(method, known, data=b"{" + b" " * (17 << 20) + b"}", headers={"Content-Type": "application/json"}), 413)
+    for unknown in ("none", str(uuid.uuid4()), "..%2Fx", "%00", "%FC" * 100, "x" * 3000):
+        refused(http.request(method, path.format(unknown), json=body), (400, 404, 414))
 
 
 @pytest.mark.parametrize("session_id", [str(uuid.uuid4()), "x", "", "../../etc", "\u0000", "ü" * 500])

@@ -6,6 +6,7 @@ import socket
 from urllib.parse import urlparse
 
 import pytest
+from daemon import eventually
 
 CASES = int(os.environ.get("INSTAVM_FUZZ_CASES", "500"))
 # Bytes that mean something to one parser or another.
@@ -17,7 +18,7 @@ def form(*parts):
     return body + b"--limit--\r\n"
 
 
-def corpus(key, session):
+def corpus(key, session, vm, volume):
     """Requests that are right."""
     json, multipart = b"application/json", b"multipart/form-data; boundary=limit"
 
@@ -40,6 +41,11 @@ def corpus(key, session):
         post(b"/download", b"application/x-www-form-urlencoded", b"filename=%2Fetc%2Fhostname&session_id=" + session),
         with_head(b"GET /v1/sessions/sandboxes?limit=3&metadata=%7B%7D"),
         with_head(b"GET /v1/sessions/status/" + session),
+        post(b"/v1/vms/" + vm + b"/volumes", json, b'{"volume_id": "%s", "mount_path": "/data", "mode": "ro", "checkpoint_id": null}' % volume),
+        post(b"/v1/volumes/" + volume + b"/files/upload", multipart, form((b"path", b"a/b"), (b"overwrite", b"true"), (b"file", b"content" * 20))),
+        post(b"/v1/volumes/" + volume + b"/files/download", json, b'{"path": "a/b"}'),
+        with_head(b"GET /v1/volumes/" + volume + b"/files?prefix=a%2F&recursive=false&limit=5"),
+        post(b"/v1/snapshots", json, b'{"oci_image": "127.0.0.1:9/none", "build_args": {"envs": {"A": "b"}, "extra_apt_packages": "x y"}}'),
     ]
 
 
@@ -92,9 +98,11 @@ def test_broken_requests_are_answered_or_hung_up_on(daemon):
     own = daemon.http(daemon.account("fuzz@example.com")["api_key"])
     session_id = own.start_session(memory_mb=256, vm_lifetime_seconds=3600)
     address = (urlparse(daemon.base_url).hostname, urlparse(daemon.base_url).port)
-    right = corpus(own.key.encode(), session_id.encode())
+    vm_id = own.get(f"/v1/sessions/session/{session_id}").json()["vm_id"]
+    volume_id = own.post("/v1/volumes", {"name": "fuzz", "quota_bytes": 64 << 20}).json()["id"]
+    right = corpus(own.key.encode(), session_id.encode(), vm_id.encode(), volume_id.encode())
     statuses = [exchanged(address, request)[9:12] for request in right]
-    assert statuses == [b"200", b"200", b"200", b"422", b"404", b"200", b"200", b"200", b"200", b"200"]
+    assert statuses == [b"200", b"200", b"200", b"422", b"404", b"200", b"200", b"200", b"200", b"200"] + [b"200"] * 4 + [b"202"]
     chance = random.Random(11)
     counts = {}
     for _ in range(CASES):
@@ -107,3 +115,8 @@ def test_broken_requests_are_answered_or_hung_up_on(daemon):
     assert own.execute(session_id, "print(6 * 7)", "python")["stdout"] == "42\n"
     print({status.decode(): number for status, number in sorted(counts.items())})
     own.post("/kill", {"session_id": session_id})
+    for vm in own.get("/v1/vms").json():
+        own.delete(f"/v1/vms/{vm['vm_id']}")
+    for kind in ("snapshots", "volumes"):
+        for one in own.get(f"/v1/{kind}").json():
+            eventually(lambda: own.delete(f"/v1/{kind}/{one['id']}").status_code in (200, 404), 30)

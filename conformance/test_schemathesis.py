@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import schemathesis
-from daemon import REPOSITORY
+from daemon import REPOSITORY, eventually
 from hypothesis import HealthCheck, Phase, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
@@ -32,7 +32,7 @@ class Tenant:
         self.key = daemon.account("schemathesis@example.com")["api_key"]
         self.http = daemon.http(self.key)
         self.own_key = self.http.get("/v1/api-keys/").json()[0]["id"]
-        self.session = None
+        self.session = self.volume = None
         self.turn = 0
 
     def live_session(self):
@@ -43,6 +43,15 @@ class Tenant:
                 return self.session, status.json()["vm_id"]
         self.session = self.http.start_session(vm_lifetime_seconds=3600, memory_mb=256)
         return self.session, self.http.get(f"/v1/sessions/session/{self.session}").json()["vm_id"]
+
+    def live_volume(self):
+        """A volume with a file in it."""
+        if self.volume is None or self.http.get(f"/v1/volumes/{self.volume}").status_code != 200:
+            name = f"made-up-{self.turn}"
+            self.volume = self.http.post("/v1/volumes", {"name": name, "quota_bytes": 64 << 20}).json()["id"]
+            parts = {"path": (None, "file"), "file": ("x", b"x")}
+            self.http.request("POST", f"/v1/volumes/{self.volume}/files/upload", files=parts)
+        return self.volume
 
     def prepare(self, case):
         """Every other request gets ids that exist; none ends the account's own key."""
@@ -59,6 +68,14 @@ class Tenant:
         elif known and ("session_id" in path or "vm_id" in path):
             session_id, vm_id = self.live_session()
             path.update({"session_id": session_id} if "session_id" in path else {"vm_id": vm_id})
+            if "volume_id" in path:
+                path["volume_id"] = self.live_volume()
+        elif known and "volume_id" in path:
+            path["volume_id"] = self.live_volume()
+            if "checkpoint_id" in path:
+                path["checkpoint_id"] = self.http.post(f"/v1/volumes/{self.volume}/checkpoints", {}).json()["id"]
+        elif known and "snapshot_id" in path:
+            path["snapshot_id"] = self.http.post("/v1/snapshots", {"oci_image": "127.0.0.1:9/none"}).json()["id"]
         elif known and "task_id" in path:
             body = {"session_id": self.live_session()[0], "command": "true", "language": "bash"}
             path["task_id"] = self.http.post("/execute_async", body).json()["task_id"]
@@ -74,6 +91,13 @@ class Tenant:
             body["public_key"] = PUBLIC_KEY
         if known:
             body.pop("recursive", None)
+        if known and isinstance(body.get("volume_id"), str):
+            body["volume_id"] = self.live_volume()
+        if isinstance(body.get("oci_image"), str):
+            # Nothing asks a registry of the outside.
+            body["oci_image"] = "127.0.0.1:9/none" if known else f"127.0.0.1:9/{body['oci_image']}"
+        if isinstance(body.get("count"), int) and body["count"] > 2:
+            body["count"] = 2 if known else body["count"] + 100
         timeout = body.get("timeout")
         if isinstance(timeout, int) and 600 >= timeout > LONGEST_SECONDS:
             body["timeout"] = LONGEST_SECONDS
@@ -91,16 +115,25 @@ class Tenant:
             return
         if case.operation.path == "/v1/sessions/session":
             self.http.post("/kill", {"session_id": response.json()["session_id"]})
-        elif case.operation.path == "/v1/vms" and response.json().get("vm_id"):
-            self.http.delete(f"/v1/vms/{response.json()['vm_id']}")
+        elif case.operation.path == "/v1/vms" or case.operation.path.endswith("/clone"):
+            for vm in response.json().get("vms") or [response.json()]:
+                self.http.delete(f"/v1/vms/{vm['vm_id']}")
+        elif case.operation.path == "/v1/snapshots" or case.operation.path.endswith("/snapshot"):
+            self.http.delete(f"/v1/snapshots/{response.json()['id']}")
+        elif case.operation.path == "/v1/volumes":
+            self.http.delete(f"/v1/volumes/{response.json()['id']}")
+
+    def end(self):
+        for kind, key in (("vms", "vm_id"), ("volumes", "id"), ("snapshots", "id")):
+            for one in self.http.get(f"/v1/{kind}").json():
+                eventually(lambda: self.http.delete(f"/v1/{kind}/{one[key]}").status_code in (200, 404), 30)
 
 
 @pytest.fixture(scope="module")
 def made_up(daemon):
     tenant = Tenant(daemon)
     yield tenant
-    if tenant.session is not None:
-        tenant.http.post("/kill", {"session_id": tenant.session})
+    tenant.end()
 
 
 @pytest.mark.soak

@@ -141,6 +141,100 @@ def test_a_basic_vm(example, http):
     http.delete(f"/v1/vms/{vm_id}")
 
 
+def test_vms_and_snapshots(example, make):
+    # The one change: a volume of the name that the example gives an id to.
+    volume = make.volume()
+    _, names = example(
+        """
+        from instavm import InstaVM
+        client = InstaVM(api_key="your_api_key")
+        # Create a basic VM
+        vm = client.vms.create(wait=True, metadata={"purpose": "dev"})
+        # Create a VM with pre-attached volumes
+        vm_with_vols = client.vms.create(
+            wait=True,
+            volumes=[{"volume_id": "vol_abc", "mount_path": "/data", "mode": "rw"}],
+        )
+        # List VMs
+        vms = client.vms.list() # GET /v1/vms (running)
+        all_records = client.vms.list_all_records() # GET /v1/vms/ (all records)
+        # Snapshot a running VM
+        snap_from_vm = client.vms.snapshot(vm_id=vm["vm_id"], wait=True, name="dev-base")
+        # Build a snapshot from an OCI image
+        snap_from_oci = client.snapshots.create(
+            oci_image="docker.io/library/python:3.11-slim",
+            name="python-3-11-dev",
+            vcpu_count=2,
+            memory_mb=1024,
+            snapshot_type="user",
+            build_args={
+                "git_clone_url": "https://github.com/example/repo.git",
+                "git_clone_branch": "main",
+                "envs": {"PIP_INDEX_URL": "https://registry.example/simple"},
+            },
+        )
+        user_snaps = client.snapshots.list(snapshot_type="user")
+        """.replace("vol_abc", volume["id"])
+    )
+    make.vms.extend(names[name]["vm_id"] for name in ("vm", "vm_with_vols"))
+    make.snapshots.extend(names[name]["id"] for name in ("snap_from_vm", "snap_from_oci"))
+    assert set(make.vms) <= {vm["vm_id"] for vm in names["vms"]}
+    assert set(make.vms) <= {vm["vm_id"] for vm in names["all_records"]}
+    make.sh(names["vm_with_vols"], "echo x > /data/x")
+    assert make.paths(volume) == ["x"]
+    assert (names["snap_from_vm"]["status"], names["snap_from_vm"]["name"]) == ("ready", "dev-base")
+    assert names["snap_from_oci"]["status"] != "ready", "the build goes on behind the answer"
+    assert {one["name"] for one in names["user_snaps"]} >= {"dev-base", "python-3-11-dev"}
+
+
+VOLUMES = """
+from instavm import InstaVM
+client = InstaVM(api_key="your_api_key")
+# Create
+volume = client.volumes.create(name="project-data", quota_bytes=10 * 1024 * 1024 * 1024)
+volume_id = volume["id"]
+# Read / Update
+client.volumes.list(refresh_usage=True)
+client.volumes.get(volume_id, refresh_usage=True)
+client.volumes.update(volume_id, name="project-data-v2", quota_bytes=20 * 1024 * 1024 * 1024)
+# File operations
+client.volumes.upload_file(volume_id, file_path="./README.md", path="docs/README.md", overwrite=True)
+files = client.volumes.list_files(volume_id, prefix="docs/", recursive=True, limit=1000)
+download = client.volumes.download_file(volume_id, path="docs/README.md")
+client.volumes.delete_file(volume_id, path="docs/README.md")
+# Checkpoints
+checkpoint = client.volumes.create_checkpoint(volume_id, name="pre-release")
+client.volumes.list_checkpoints(volume_id)
+client.volumes.delete_checkpoint(volume_id, checkpoint["id"])
+"""
+ATTACHMENTS = """
+vm = client.vms.create(wait=True)
+vm_id = vm["vm_id"]
+client.vms.mount_volume(vm_id, volume_id, mount_path="/data", mode="rw", wait=True)
+client.vms.list_volumes(vm_id)
+client.vms.unmount_volume(vm_id, volume_id, mount_path="/data", wait=True)
+"""
+CLEANUP = """
+# Cleanup
+client.volumes.delete(volume_id)
+"""
+
+
+def test_volumes(example, tmp_path, http):
+    (tmp_path / "README.md").write_text("# Read me\n")
+    _, names = example(VOLUMES + CLEANUP)
+    assert [(one["path"], one["size"]) for one in names["files"]] == [("docs/README.md", 10)]
+    assert names["download"]["filename"] == "README.md"
+    assert http.get(f"/v1/volumes/{names['volume_id']}").status_code == 404
+
+
+def test_vm_volume_attachments(example, tmp_path, http, make):
+    (tmp_path / "README.md").write_text("# Read me\n")
+    _, names = example(VOLUMES + ATTACHMENTS + CLEANUP)
+    make.vms.append(names["vm_id"])
+    assert http.get(f"/v1/vms/{names['vm_id']}/volumes").json() == []
+
+
 def test_error_handling(example):
     printed, _ = example(
         """
