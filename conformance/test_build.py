@@ -542,15 +542,32 @@ def test_a_build_that_the_daemon_does_not_survive(own_daemon, push):
     assert make.build(push())["status"] == "ready"
 
 
-@pytest.mark.timeout(290)
-def test_a_registry_that_stalls(make, push, daemon):
-    served = ImageRegistry()
+def trickle(blob, served):
+    """Answers with a byte now and then, for as long as anybody listens."""
+
+    def serve(request):
+        request.start(200, len(blob))
+        for at in range(len(blob)):
+            if served.ended.wait(0.2):
+                break
+            request.wfile.write(blob[at : at + 1])
+            request.wfile.flush()
+        request.close_connection = True
+
+    return serve
+
+
+@pytest.mark.parametrize("how", [oci.stall, trickle], ids=["nothing", "a byte now and then"])
+def test_a_registry_that_stalls(own_daemon, how):
+    daemon = own_daemon("stalls", images_build_timeout_seconds=10).start()
+    make, served = Maker(daemon.http()), ImageRegistry()
     try:
         layer = Layer.of(entry("x", os.urandom(100_000)))
         reference = served.push("stalls/here", Image([layer]))
-        served.faults[layer.digest] = oci.stall(layer.blob, served)
-        record = make.build(reference, seconds=270)
-        assert record["status"] == "failed" and record["step"] == "pull" and len(said(record)) > 10, record
+        served.faults[layer.digest] = how(layer.blob, served)
+        record, seconds = oci.seconds_of(lambda: make.build(reference, seconds=60))
+        assert record["status"] == "failed" and record["step"] == "pull" and "10 s" in said(record), record
+        assert seconds < 20
     finally:
         served.close()
     daemon.assert_clean()
