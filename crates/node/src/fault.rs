@@ -1,11 +1,9 @@
 //! The places where tests let a step fail. The program itself has nothing here.
 
-use std::io;
-
 /// Fails where a test wants it to.
 #[cfg(not(test))]
 #[inline]
-pub(crate) fn at(_step: &'static str) -> io::Result<()> {
+pub(crate) fn at(_step: &'static str) -> std::io::Result<()> {
     Ok(())
 }
 

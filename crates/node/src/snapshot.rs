@@ -2,10 +2,10 @@
 
 use crate::blocking::{blocking, disk_error, internal};
 use crate::book::BookError;
-use crate::{build, fault};
 use crate::machine::chain;
 use crate::node::{Inner, LocalNode};
 use crate::vm::Vm;
+use crate::{build, fault};
 use async_trait::async_trait;
 use instavm_node_api::{
     BuildProgress, NodeError, SnapshotBuild, SnapshotBuilt, SnapshotId, SnapshotTaken, Snapshots,

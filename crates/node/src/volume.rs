@@ -326,14 +326,7 @@ impl Volumes for LocalNode {
         recursive: bool,
         limit: usize,
     ) -> Result<Vec<VolumeFile>, NodeError> {
-        file::list(
-            &self.inner.workshop.disks,
-            volume,
-            prefix,
-            recursive,
-            limit,
-        )
-        .await
+        file::list(&self.inner.workshop.disks, volume, prefix, recursive, limit).await
     }
 
     async fn remove_volume_file(&self, volume: &VolumeId, path: &str) -> Result<(), NodeError> {

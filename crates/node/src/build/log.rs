@@ -165,7 +165,11 @@ mod tests {
             log.output(1, &vec![b'x'; LONGEST_LINE * 3]).await;
         })
         .await;
-        assert!(text.len() < MOST + 2 * KEPT_BYTES + LONGEST_LINE, "{}", text.len());
+        assert!(
+            text.len() < MOST + 2 * KEPT_BYTES + LONGEST_LINE,
+            "{}",
+            text.len()
+        );
         assert!(text.starts_with("line 0\n") && text.contains("the log is full"));
         assert!(log.last_lines().ends_with('x'));
     }

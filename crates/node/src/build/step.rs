@@ -60,11 +60,19 @@ pub(super) fn steps(build: &SnapshotBuild) -> Vec<Step> {
     let mut steps = Vec::new();
     if !build.apt_packages.is_empty() {
         let words = words(&build.apt_packages);
-        steps.push(step("apt", &build.apt_packages, format!("{PACKAGES}packages {words}")));
+        steps.push(step(
+            "apt",
+            &build.apt_packages,
+            format!("{PACKAGES}packages {words}"),
+        ));
     }
     if !build.pip_packages.is_empty() {
         let words = words(&build.pip_packages);
-        steps.push(step("pip", &build.pip_packages, format!("{PACKAGES}{PIP}{words}")));
+        steps.push(step(
+            "pip",
+            &build.pip_packages,
+            format!("{PACKAGES}{PIP}{words}"),
+        ));
     }
     if !build.npm_packages.is_empty() {
         let words = words(&build.npm_packages);
@@ -168,8 +176,8 @@ mod tests {
                 .env("PATH", format!("{}:/usr/bin:/bin", folder.path().display()))
                 .output()
                 .unwrap();
-            told.push_str(&String::from_utf8(output.stdout).unwrap());
             assert!(output.status.success(), "{output:?}");
+            told.push_str(&String::from_utf8(output.stdout).unwrap());
         }
         told
     }

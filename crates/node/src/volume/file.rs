@@ -4,9 +4,7 @@
 use crate::blocking::{blocking, internal};
 use bytes::Bytes;
 use futures::StreamExt;
-use instavm_node_api::{
-    ByteStream, FileContent, FileErrorKind, NodeError, VolumeFile, VolumeId,
-};
+use instavm_node_api::{ByteStream, FileContent, FileErrorKind, NodeError, VolumeFile, VolumeId};
 use instavm_runtime::disk::{DiskPool, VolumeFileError, VolumeFiles, VolumeWriter};
 use std::io::Read;
 

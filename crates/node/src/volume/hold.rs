@@ -110,8 +110,8 @@ impl Holds {
         holders.sort_unstable();
         holders.dedup();
         if !holders.is_empty() {
-            let what =
-                checkpoint.map_or_else(|| format!("volume {volume}"), |c| format!("checkpoint {c}"));
+            let what = checkpoint
+                .map_or_else(|| format!("volume {volume}"), |c| format!("checkpoint {c}"));
             let reason = format!("the {what} is mounted in {}", holders.join(", "));
             return Err(NodeError::Busy { reason });
         }
@@ -155,24 +155,39 @@ mod tests {
     #[test]
     fn one_writes_and_many_read() {
         let holds = Holds::default();
-        holds.take(&vm("vm_a"), &mount("/data", None, false)).unwrap();
+        holds
+            .take(&vm("vm_a"), &mount("/data", None, false))
+            .unwrap();
         let second = reason(holds.take(&vm("vm_b"), &mount("/data", None, false)));
         assert!(second.contains("/data of vm_a"), "{second}");
         reason(holds.take(&vm("vm_a"), &mount("/more", None, false)));
-        holds.take(&vm("vm_b"), &mount("/data", None, true)).unwrap();
-        holds.take(&vm("vm_c"), &mount("/data", Some("ckpt_a"), false)).unwrap();
+        holds
+            .take(&vm("vm_b"), &mount("/data", None, true))
+            .unwrap();
+        holds
+            .take(&vm("vm_c"), &mount("/data", Some("ckpt_a"), false))
+            .unwrap();
         reason(holds.take(&vm("vm_b"), &mount("/data", Some("ckpt_a"), true)));
         holds.release(&vm("vm_a"), "/data");
-        holds.take(&vm("vm_b"), &mount("/write", None, false)).unwrap();
+        holds
+            .take(&vm("vm_b"), &mount("/write", None, false))
+            .unwrap();
     }
 
     #[test]
     fn nothing_that_is_held_is_deleted_and_nothing_that_is_deleted_is_mounted() {
         let holds = Holds::default();
         let volume = VolumeId("vol_a".to_owned());
-        let (kept, other) = (CheckpointId("ckpt_a".to_owned()), CheckpointId("ckpt_b".to_owned()));
-        holds.take(&vm("vm_b"), &mount("/a", Some("ckpt_a"), true)).unwrap();
-        holds.take(&vm("vm_a"), &mount("/a", Some("ckpt_a"), true)).unwrap();
+        let (kept, other) = (
+            CheckpointId("ckpt_a".to_owned()),
+            CheckpointId("ckpt_b".to_owned()),
+        );
+        holds
+            .take(&vm("vm_b"), &mount("/a", Some("ckpt_a"), true))
+            .unwrap();
+        holds
+            .take(&vm("vm_a"), &mount("/a", Some("ckpt_a"), true))
+            .unwrap();
         let why = reason(holds.delete(&volume, None));
         assert!(why.ends_with("mounted in vm_a, vm_b"), "{why}");
         reason(holds.delete(&volume, Some(&kept)));
@@ -180,7 +195,9 @@ mod tests {
         reason(holds.take(&vm("vm_c"), &mount("/b", Some("ckpt_b"), true)));
         holds.take(&vm("vm_c"), &mount("/b", None, true)).unwrap();
         drop(deleting);
-        holds.take(&vm("vm_c"), &mount("/c", Some("ckpt_b"), true)).unwrap();
+        holds
+            .take(&vm("vm_c"), &mount("/c", Some("ckpt_b"), true))
+            .unwrap();
         for id in ["vm_a", "vm_b", "vm_c"] {
             holds.release_all(&vm(id));
         }
