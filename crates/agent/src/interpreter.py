@@ -6,6 +6,7 @@ of the execution that the agent has last interrupted. Standard output and standa
 Frames from the agent: a little-endian u32 length, one byte of operation, the rest.
     1  execute: u64 sequence number, u8 detect (is the language open?), the source text
     2  environment: NAME=VALUE, separated by NUL; replaces what the last such frame set
+    3  working directory: its path; steps into it
 Answers, always 21 bytes: one byte of kind, u64 sequence number, i32 exit status, u64 processor time in microseconds.
     R  ready        B  the execution begins        F  it has finished        S  it has not: the text is for a shell
     P  the language was open, and is Python
@@ -51,7 +52,7 @@ GROUP = getattr(builtins, "BaseExceptionGroup", ())
 
 # Bound once, so that code which patches these modules does not patch the worker.
 _read, _write, _exit, _getpid, _pread, _fstat = os.read, os.write, os._exit, os.getpid, os.pread, os.fstat
-_dup2 = os.dup2
+_dup2, _chdir, _getcwdb, _stat = os.dup2, os.chdir, os.getcwdb, os.stat
 IDENTITY = (_fstat(CONTROL).st_dev, _fstat(CONTROL).st_ino)
 
 
@@ -64,6 +65,7 @@ class State:
     flags = language.TOP_LEVEL_AWAIT
     loop = None
     environment = {}
+    workdir = b""
     sources = []
     source_characters = 0
     # Copies of the standard descriptors, and what they are.
@@ -188,7 +190,10 @@ def invalidate_caches():
 
 def run_shell(command, **options):
     try:
-        done = subprocess.run(["bash", "-c", "--", command], **options)
+        try:
+            done = subprocess.run(["bash", "-c", "--", command], **options)
+        except FileNotFoundError:
+            done = subprocess.run(["sh", "-c", "--", command], **options)
     except KeyboardInterrupt:
         # Where inside of `subprocess` it came is no business of the text's.
         raise KeyboardInterrupt from None
@@ -416,6 +421,7 @@ def execute(sequence, detect, source):
     filename = f"<execution {State.count}>"
     start = processor_micros()
     answer(b"B", sequence, 0, 0)
+    follow_workdir()
     State.sequence, State.began, State.interrupted = sequence, time.monotonic(), False
     error = attempt(detect, source, filename)
     if error is True:
@@ -476,12 +482,34 @@ def set_environment(payload):
     State.environment = new
 
 
+def set_workdir(path):
+    State.workdir = path
+    try:
+        _chdir(path)
+        State.workdir = _getcwdb()
+    except OSError:
+        pass  # it was made a moment ago, and is gone: code runs where it is
+
+
+def follow_workdir():
+    """Something may have been mounted on the working directory since the interpreter stepped into it."""
+    try:
+        if _getcwdb() == State.workdir:
+            here, there = _stat("."), _stat(State.workdir)
+            if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
+                _chdir(State.workdir)
+    except OSError:
+        pass  # the code stands in a directory that is gone
+
+
 def serve():
     while True:
         size = int.from_bytes(receive(4), "little")
         payload = receive(size)
         if payload[0] == 2:
             set_environment(payload[1:])
+        elif payload[0] == 3:
+            set_workdir(bytes(payload[1:]))
         else:
             sequence = int.from_bytes(payload[1:9], "little")
             detect, source = payload[9] != 0, payload[10:].decode("utf-8")
@@ -496,6 +524,10 @@ def main():
     os.register_at_fork(after_in_child=after_fork)
     _signal.signal(_signal.SIGINT, on_interrupt)
     open_streams()
+    try:
+        State.workdir = _getcwdb()
+    except OSError:
+        pass
     sys.argv = [""]
     keep = ("__name__", "__doc__", "__package__", "__loader__", "__spec__", "__builtins__")
     for name in [name for name in __main__.__dict__ if name not in keep]:

@@ -25,6 +25,11 @@ const LATE_START: Duration = Duration::from_secs(2);
 /// It is when it has waited for so many pages: several times what its whole program has.
 const THRASHING: u64 = 500;
 
+/// The exit status of a program that is not there.
+const NO_PROGRAM: i32 = 127;
+/// What is told of what an interpreter that did not start has printed.
+const LAST_WORDS: usize = 16 * 1024;
+
 /// The session's interpreter.
 #[derive(Debug, Default)]
 pub(crate) struct Interpreter {
@@ -129,8 +134,8 @@ impl Server {
         ) else {
             return;
         };
-        if worker.environment != self.environment_state {
-            worker.set_environment(self.environment_state, &self.environment);
+        if worker.identity != self.identity_state {
+            worker.set_identity(self.identity_state, &self.environment, &self.workdir);
         }
         self.interpreter.sequence += 1;
         let detect = execution.language.is_none();
@@ -324,7 +329,7 @@ impl Server {
         }
         let reason = worker::reason(ended, worker.ended_because);
         if !worker.ready {
-            return self.fail_queue(&start_failure(ended));
+            return self.start_failed(ended);
         }
         let current = self.interpreter.current.filter(|key| {
             self.executions
@@ -385,6 +390,45 @@ impl Server {
         0
     }
 
+    /// The interpreter has ended before it was ready. Its own last words tell why, unless it was killed.
+    fn start_failed(&mut self, ended: &Ended) {
+        if ended.signal().is_some() {
+            return self.fail_queue(&start_failure(ended));
+        }
+        let missing = ended.code() == NO_PROGRAM;
+        let failure = if missing {
+            no_python()
+        } else {
+            start_failure(ended)
+        };
+        for connection in std::mem::take(&mut self.interpreter.waiters) {
+            self.answer(connection, Event::Failed(failure.clone()));
+        }
+        let words = self.interpreter.kept[1].take(LAST_WORDS);
+        self.interpreter.kept = Default::default();
+        for key in std::mem::take(&mut self.interpreter.queue) {
+            let open = self
+                .executions
+                .get(&key)
+                .is_some_and(|e| e.language.is_none());
+            if missing && open {
+                if let Err(failure) = self.start_shell(key) {
+                    self.finish(key, End::Failed(failure));
+                }
+                continue;
+            }
+            self.deliver(key, 1, words.clone());
+            self.deliver(key, 1, format!("{}\n", failure.message).into_bytes());
+            self.execution_ended(
+                key,
+                Language::Python,
+                ended.code().max(1),
+                ended.cpu_micros,
+                None,
+            );
+        }
+    }
+
     fn fail_queue(&mut self, failure: &Failure) {
         for connection in std::mem::take(&mut self.interpreter.waiters) {
             self.answer(connection, Event::Failed(failure.clone()));
@@ -392,6 +436,14 @@ impl Server {
         for key in std::mem::take(&mut self.interpreter.queue) {
             self.finish(key, End::Failed(failure.clone()));
         }
+    }
+}
+
+/// Why there is no interpreter in a VM without the program.
+fn no_python() -> Failure {
+    Failure {
+        kind: FailureKind::NotFound,
+        message: "this VM has no python3: install it, or run shell commands".to_owned(),
     }
 }
 

@@ -43,7 +43,9 @@ impl Secret {
 /// A program to start. Everything that takes memory is made before the fork.
 #[derive(Debug)]
 pub(crate) struct Program {
-    candidates: Vec<CString>,
+    /// Where it may be, each with the name that it gets.
+    candidates: Vec<(CString, CString)>,
+    /// What follows the name.
     arguments: Vec<CString>,
     environment: Vec<CString>,
     workdir: CString,
@@ -54,7 +56,7 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// A program by its name, looked for in [`PATH`]. `descriptors` become 0, 1, 2 and so on.
+    /// A program by its path, or by its name, looked for in [`PATH`]. `descriptors` become 0, 1, 2 and so on.
     pub(crate) fn new(
         name: &str,
         arguments: &[&str],
@@ -64,17 +66,11 @@ impl Program {
         if descriptors.len() > MAX_DESCRIPTORS {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let mut candidates = Vec::new();
-        for directory in PATH.split(':') {
-            candidates.push(CString::new(format!("{directory}/{name}"))?);
-        }
-        let mut argv = vec![CString::new(name)?];
-        for argument in arguments {
-            argv.push(CString::new(*argument)?);
-        }
+        let arguments = arguments.iter().map(|argument| CString::new(*argument));
+        let arguments = arguments.collect::<Result<_, _>>()?;
         Ok(Program {
-            candidates,
-            arguments: argv,
+            candidates: places(name)?,
+            arguments,
             environment: Vec::new(),
             workdir: CString::new(workdir.as_os_str().as_bytes())?,
             descriptors,
@@ -82,6 +78,12 @@ impl Program {
             dies_with_agent: false,
             has_terminal: false,
         })
+    }
+
+    /// Another program that does where the first is not there.
+    pub(crate) fn or(mut self, name: &str) -> io::Result<Program> {
+        self.candidates.extend(places(name)?);
+        Ok(self)
     }
 
     /// Sets the environment. Names and values that no environment can hold are left out.
@@ -119,22 +121,25 @@ impl Program {
     ///
     /// `secret` is wiped in the child before anything else could read it.
     pub(crate) fn spawn(&self, secret: &Secret) -> io::Result<i32> {
-        let arguments = pointers(&self.arguments);
+        let mut arguments = pointers(&self.arguments);
+        // The place of the name.
+        arguments.insert(0, std::ptr::null());
         let environment = pointers(&self.environment);
         // SAFETY: the process has one thread, and the child only makes system calls until it executes or exits.
         match unsafe { libc::fork() } {
             -1 => Err(io::Error::last_os_error()),
             // SAFETY: this is the child; the pointer arrays end with null and outlive the call.
-            0 => unsafe { self.execute(&arguments, &environment, secret) },
+            0 => unsafe { self.execute(&mut arguments, &environment, secret) },
             pid => Ok(pid),
         }
     }
 
     /// # Safety
-    /// Only in a child just forked; the arrays are null-terminated lists of C strings.
+    /// Only in a child just forked; the arrays are null-terminated lists of C strings, but for the first of the arguments,
+    /// whose place is free.
     unsafe fn execute(
         &self,
-        arguments: &[*const c_char],
+        arguments: &mut [*const c_char],
         environment: &[*const c_char],
         secret: &Secret,
     ) -> ! {
@@ -156,8 +161,9 @@ impl Program {
                 libc::chdir(c"/".as_ptr());
             }
             let mut denied = false;
-            for candidate in &self.candidates {
-                libc::execve(candidate.as_ptr(), arguments.as_ptr(), environment.as_ptr());
+            for (path, name) in &self.candidates {
+                arguments[0] = name.as_ptr();
+                libc::execve(path.as_ptr(), arguments.as_ptr(), environment.as_ptr());
                 denied |= !matches!(*libc::__errno_location(), libc::ENOENT | libc::ENOTDIR);
             }
             let text = if denied {
@@ -165,7 +171,9 @@ impl Program {
             } else {
                 c": command not found\n"
             };
-            write_all(2, self.arguments[0].as_c_str());
+            if let Some((_, name)) = self.candidates.first() {
+                write_all(2, name);
+            }
             write_all(2, text);
             libc::_exit(if denied { 126 } else { 127 })
         }
@@ -190,6 +198,18 @@ impl Program {
             libc::syscall(libc::SYS_close_range, count, libc::c_uint::MAX, 0);
         }
     }
+}
+
+/// Where a program may be, by its name or path.
+fn places(name: &str) -> io::Result<Vec<(CString, CString)>> {
+    if name.contains('/') {
+        return Ok(vec![(CString::new(name)?, CString::new(name)?)]);
+    }
+    let place = |directory| {
+        let path = CString::new(format!("{directory}/{name}"))?;
+        Ok((path, CString::new(name)?))
+    };
+    PATH.split(':').map(place).collect()
 }
 
 fn pointers(strings: &[CString]) -> Vec<*const c_char> {

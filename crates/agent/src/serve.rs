@@ -94,9 +94,9 @@ pub(crate) struct Server {
     pub(crate) ptys: Ptys,
     pub(crate) timers: Timers,
     pub(crate) processes: ProcessTable,
-    /// The session's environment, and a number that changes with it.
+    /// The session's environment, and a number that changes with what the interpreter must know of the identity.
     pub(crate) environment: BTreeMap<String, String>,
-    pub(crate) environment_state: u64,
+    pub(crate) identity_state: u64,
     /// `/dev/null` and `/dev/urandom`, opened before anybody in the VM could replace them.
     pub(crate) null: OwnedFd,
     pub(crate) random: Option<OwnedFd>,
@@ -166,7 +166,7 @@ impl Server {
             timers: Timers::default(),
             processes: ProcessTable::open(),
             environment: BTreeMap::new(),
-            environment_state: 0,
+            identity_state: 0,
             null: device("/dev/null", OFlags::RDONLY)?,
             random: device("/dev/urandom", OFlags::WRONLY).ok(),
             scratch: vec![0; SCRATCH],

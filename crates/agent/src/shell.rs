@@ -73,6 +73,8 @@ pub(crate) fn program(
     } else {
         Program::new("bash", &["-c", "--", code], workdir, descriptors)?
     };
+    // A small image has a plain shell only.
+    let program = program.or("sh")?;
     Ok(program.environment(environment.iter().map(|(name, value)| (*name, *value))))
 }
 

@@ -20,9 +20,13 @@ const GRACE: Duration = Duration::from_secs(5);
 impl Server {
     /// Takes on an identity.
     pub(crate) fn rejoin(&mut self, connection: u64, rejoin: Rejoin) {
-        if self.environment != rejoin.env {
-            self.environment.clone_from(&rejoin.env);
-            self.environment_state += 1;
+        // Also where nothing changes: the interpreter steps into the working directory, on which a volume may be by now.
+        self.identity_state += 1;
+        self.environment.clone_from(&rejoin.env);
+        match rejoin.workdir.as_deref().map(identity::make_workdir) {
+            None => {}
+            Some(Ok(workdir)) => self.workdir = workdir,
+            Some(Err(failure)) => return self.answer(connection, Event::Failed(failure)),
         }
         if let Err(failure) = identity::apply(&rejoin, self.random.as_ref()) {
             return self.answer(connection, Event::Failed(failure));

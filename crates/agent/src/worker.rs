@@ -10,6 +10,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Instant;
 
@@ -39,6 +40,7 @@ const FOR_A_SHELL: i32 = 3;
 
 const EXECUTE: u8 = 1;
 const ENVIRONMENT: u8 = 2;
+const WORKDIR: u8 = 3;
 const ANSWER_BYTES: usize = 21;
 
 /// What the interpreter says.
@@ -84,8 +86,8 @@ pub(crate) struct Worker {
     pub(crate) started: Instant,
     /// How many it was given: after the first there is something to lose.
     pub(crate) executions: u64,
-    /// The state of the session's environment that it knows.
-    pub(crate) environment: u64,
+    /// The state of the VM's identity that it knows.
+    pub(crate) identity: u64,
     /// Its standard output and error.
     pub(crate) streams: [u64; 2],
     /// Processor time that was accounted for.
@@ -193,7 +195,7 @@ impl Worker {
             ready: false,
             started: Instant::now(),
             executions: 0,
-            environment: 0,
+            identity: 0,
             streams,
             cpu_micros: 0,
             ended_because: None,
@@ -211,19 +213,28 @@ impl Worker {
         self.outbox.push(payload);
     }
 
-    /// Tells it the session's environment.
-    pub(crate) fn set_environment(&mut self, state: u64, variables: &BTreeMap<String, String>) {
-        self.environment = state;
+    /// Tells it the session's environment, and where executions start.
+    pub(crate) fn set_identity(
+        &mut self,
+        state: u64,
+        variables: &BTreeMap<String, String>,
+        workdir: &Path,
+    ) {
+        self.identity = state;
         let usable = variables.iter().filter(|(name, value)| {
             !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0')
         });
         let text: Vec<String> = usable
             .map(|(name, value)| format!("{name}={value}"))
             .collect();
-        let text = text.join("\0");
+        self.tell(ENVIRONMENT, text.join("\0").as_bytes());
+        self.tell(WORKDIR, workdir.as_os_str().as_bytes());
+    }
+
+    fn tell(&mut self, what: u8, text: &[u8]) {
         let mut payload = length(1 + text.len()).to_vec();
-        payload.push(ENVIRONMENT);
-        payload.extend_from_slice(text.as_bytes());
+        payload.push(what);
+        payload.extend_from_slice(text);
         self.outbox.push(payload);
     }
 

@@ -1,12 +1,12 @@
 //! PID 1's side: everything that happens with the VM's own rights.
 
 use super::{LaunchError, seccomp};
+use crate::identity;
 use instavm_agent_api::launch::{Launch, Network};
 use instavm_linux::{namespace, network, process};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::path::Path;
 
 /// What the launcher hears when the agent is about to serve.
 pub(super) const READY: &str = "ready";
@@ -58,7 +58,7 @@ fn enter(launch: &Launch) -> Result<(), LaunchError> {
     rustix::system::sethostname(launch.hostname.as_bytes())
         .map_err(io::Error::from)
         .map_err(LaunchError::at("set the host name"))?;
-    name_files(launch).map_err(LaunchError::at("write /etc/hosts"))?;
+    name_files(launch).map_err(LaunchError::at("write the files of names"))?;
     connect(launch.network.as_ref())?;
     process::limit_open_files(launch.open_files).map_err(LaunchError::at("limit open files"))?;
     rustix::thread::set_name(c"instavm-agent")
@@ -77,28 +77,12 @@ fn quiet_standard_streams() -> io::Result<()> {
     Ok(())
 }
 
-/// The root disk may come from a user's snapshot: a name there may be a link, to anywhere in the VM. So the
-/// old entry is removed and the new file made by its own name.
 fn name_files(launch: &Launch) -> io::Result<()> {
-    let hostname = &launch.hostname;
-    let hosts = format!("127.0.0.1\tlocalhost\n127.0.1.1\t{hostname}\n::1\tlocalhost\n");
-    replace(Path::new("/etc/hostname"), &format!("{hostname}\n"))?;
-    replace(Path::new("/etc/hosts"), &hosts)?;
-    if let Some(network) = &launch.network {
-        replace(
-            Path::new("/etc/resolv.conf"),
-            &format!("nameserver {}\n", network.resolver),
-        )?;
+    identity::write_names(&launch.hostname)?;
+    match &launch.network {
+        Some(network) => identity::write_resolver(network.resolver),
+        None => Ok(()),
     }
-    Ok(())
-}
-
-fn replace(path: &Path, text: &str) -> io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    std::fs::write(path, text)
 }
 
 fn connect(wanted: Option<&Network>) -> Result<(), LaunchError> {

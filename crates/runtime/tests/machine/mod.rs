@@ -100,9 +100,15 @@ impl Host {
 
     /// A root disk with [`PROGRAMS`] and `more`.
     pub fn small_root(&self, more: &[&str]) -> PathBuf {
+        let programs: Vec<&str> = PROGRAMS.iter().chain(more).copied().collect();
+        self.root_of(&programs)
+    }
+
+    /// A root disk with these programs of the host, and nothing else.
+    pub fn root_of(&self, programs: &[&str]) -> PathBuf {
         let root = self.folder.path().join(format!("root-{}", next()));
         let mut files = BTreeSet::new();
-        for program in PROGRAMS.iter().chain(more) {
+        for program in programs {
             let path = find(program);
             files.extend(libraries(&path));
             files.insert(path);
