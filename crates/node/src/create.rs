@@ -210,6 +210,12 @@ impl Inner {
                 workshop.disks.limit(disk, spec.disk_bytes)?;
             }
         }
+        // Before the working directory is made: it may be in one of them.
+        for mount in &spec.mounts {
+            self.mount_in(&spec.id, &machine.process.mounts(), mount)
+                .await
+                .map_err(Misfit::Request)?;
+        }
         let rejoin = Rejoin {
             hostname: spec.id.0.replace('_', "-"),
             entropy: rand::random::<[u8; 32]>().to_vec(),
@@ -220,11 +226,6 @@ impl Inner {
         workshop
             .call(&machine.door, &Request::Rejoin(rejoin))
             .await?;
-        for mount in &spec.mounts {
-            self.mount_in(&spec.id, &machine.process.mounts(), mount)
-                .await
-                .map_err(Misfit::Request)?;
-        }
         let now = SystemTime::now();
         let expires = now + Duration::from_secs(spec.lifetime_seconds.into());
         let active = Active {
