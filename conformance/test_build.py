@@ -204,19 +204,27 @@ def test_an_image_without_the_tool_says_so(make, push, arguments, step):
     assert len(said(record)) > 10
 
 
-def test_arguments_are_words_and_no_shell(make, push):
-    """An apt, an npm and a git that write down what they are given; what users name never becomes a command."""
-    teller = '#!/bin/bash\nfor word in "$@"; do echo "[$word]"; done >> /told\n'
-    image = push(Layer.of(*(entry(f"usr/bin/{tool}", teller, 0o755) for tool in ("apt-get", "npm", "git"))))
-    evil = "$(touch${IFS}/owned) `touch${IFS}/owned` ;touch /owned; a'b"
-    answer = make.http.post("/v1/snapshots", {"oci_image": image, "build_args": {"extra_apt_packages": evil, "extra_npm_packages": evil}})
-    if answer.status_code == 422:
-        return
-    make.snapshots.append(answer.json()["id"])
-    record = make.ended_build(answer.json()["id"])
+@pytest.mark.parametrize("evil", ["$(touch${IFS}/owned)", "`touch${IFS}/owned`", "a;touch${IFS}/owned", "a'b", "-o=Dpkg::Pre-Invoke::=id", "--index-url=http://x", "a|b", "a&&b", "../a"])
+@pytest.mark.parametrize("argument", ["extra_apt_packages", "extra_pip_packages", "extra_npm_packages", "git_clone_branch"])
+def test_arguments_are_names_and_no_shell(make, argument, evil):
+    arguments = {argument: evil, **({"git_clone_url": packages.REPOSITORY_URL} if "git" in argument else {})}
+    answer = make.http.post("/v1/snapshots", {"oci_image": "127.0.0.1:9/none", "build_args": arguments})
+    if argument == "git_clone_branch" and answer.status_code < 300:
+        # Most of it is a name to git. It ends as one word behind an option of git's.
+        make.snapshots.append(answer.json()["id"])
+        assert not evil.startswith("-") and not evil.startswith(".")
+    else:
+        assert answer.status_code == 422 and argument in answer.text, answer.text
+
+
+def test_what_git_is_given_stays_one_word(make, push):
+    """A git that writes down its arguments: a branch of strange characters reaches it whole, and does nothing else."""
+    teller = '#!/bin/bash\nfor word in "$@"; do echo "[$word]"; done > /told\n'
+    branch = "$(touch${IFS}/owned);touch${IFS}/owned'`id`"
+    record = make.build(push(Layer.of(entry("usr/bin/git", teller, 0o755))), build_args={"git_clone_url": packages.REPOSITORY_URL, "git_clone_branch": branch})
     assert record["status"] == "ready", said(record)
-    told = make.sh(make.vm(snapshot_id=record["id"]), "ls /owned 2>/dev/null; cat /told")
-    assert "/owned\n" not in told.splitlines() and "[a'b]" in told
+    told = make.sh(make.vm(snapshot_id=record["id"]), "ls /owned 2>/dev/null; cat /told").splitlines()
+    assert "/owned" not in told and f"[--branch={branch}]" in told and f"[{packages.REPOSITORY_URL}]" in told
 
 
 def test_a_build_has_the_disk_that_it_asked_for(make, push):
