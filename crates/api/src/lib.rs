@@ -11,6 +11,7 @@ pub mod execution;
 pub mod file;
 pub mod mount;
 mod number;
+pub mod pty;
 pub mod secret;
 pub mod session;
 mod shape;

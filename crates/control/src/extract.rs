@@ -56,6 +56,20 @@ impl FromRequestParts<Platform> for Id {
     }
 }
 
+/// Both ids in the path, decoded.
+pub(crate) struct Ids(pub String, pub String);
+
+impl FromRequestParts<Platform> for Ids {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, platform: &Platform) -> Result<Self, Problem> {
+        Path::from_request_parts(parts, platform)
+            .await
+            .map(|Path((first, second))| Ids(first, second))
+            .map_err(|_| Problem::new(Kind::NotFound, "an id in the path is no valid text"))
+    }
+}
+
 /// The integer id in the path; what is no integer names nothing.
 pub(crate) struct NumberId(pub i64);
 

@@ -38,6 +38,7 @@ mod live;
 mod metrics;
 pub mod openapi;
 mod platform;
+mod pty;
 mod reconcile;
 mod refusal;
 mod router;

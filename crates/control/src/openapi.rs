@@ -16,6 +16,7 @@ pub(crate) fn routes() -> OpenApiRouter<Platform> {
         .merge(crate::execution::routes::routes())
         .merge(crate::file::routes::routes())
         .merge(crate::vm::routes::routes())
+        .merge(crate::pty::routes::routes())
         .merge(crate::api_key::routes::routes())
         .merge(crate::ssh_key::routes::routes())
         .merge(crate::user::routes::routes())

@@ -10,6 +10,7 @@ mod fuzz;
 mod openapi;
 mod outage;
 mod protocol;
+mod pty;
 mod restart;
 mod session;
 mod ssh_key;

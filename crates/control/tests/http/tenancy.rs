@@ -7,6 +7,9 @@ use axum::http::{Method, Request};
 use instavm_testkit::{Client, DatabaseKind, TestPlatform, on_each_database};
 use serde_json::{Value, json};
 
+/// The owner's terminal.
+const PTY: &str = "terminal";
+
 /// Routes that need no key, because they tell nothing of anybody.
 const OPEN: [&str; 4] = ["/", "/healthz", "/metrics", "/openapi.json"];
 
@@ -51,6 +54,8 @@ async fn things(platform: &TestPlatform) -> Result<Things> {
     client.upload(&session, "file", false, b"secret").await?;
     let body = json!({"session_id": session, "command": "echo secret"});
     let task = text(&client.post("/execute_async", &body).await?.json()["task_id"]);
+    let terminals = format!("/v1/vms/{vm}/pty/sessions");
+    client.post(&terminals, &json!({"id": PTY})).await?;
     let key = client
         .post("/v1/api-keys/", &json!({"description": "owner"}))
         .await?
@@ -109,7 +114,37 @@ fn cases(things: &Things) -> Vec<Case> {
     cases.extend(vm_cases(things));
     cases.extend(account_cases(things));
     cases.extend(file_cases(things));
+    cases.extend(pty_cases(things));
     cases
+}
+
+/// Terminals, by both ways.
+fn pty_cases(things: &Things) -> Vec<Case> {
+    macro_rules! of {
+        ($place:literal, $id:expr) => {{
+            let base = concat!("/v1/", $place, "/pty");
+            let at = base.replace(&base[base.find('{').unwrap()..=base.find('}').unwrap()], $id);
+            let all = format!("{at}/sessions");
+            let one = format!("{at}/sessions/{PTY}");
+            let resize = format!("{one}/resize");
+            let size = json!({"cols": 1, "rows": 1});
+            [
+                ("post", concat!("/v1/", $place, "/pty/sessions"), all.clone(), json!({})),
+                ("get", concat!("/v1/", $place, "/pty/sessions"), all, Value::Null),
+                ("get", concat!("/v1/", $place, "/pty/sessions/{pty_id}"), one.clone(), Value::Null),
+                ("delete", concat!("/v1/", $place, "/pty/sessions/{pty_id}"), one, Value::Null),
+                ("post", concat!("/v1/", $place, "/pty/sessions/{pty_id}/resize"), resize, size),
+                ("get", concat!("/v1/", $place, "/pty/{pty_id}/connect"), format!("{at}/{PTY}/connect"), Value::Null),
+            ]
+        }};
+    }
+    let of_session = of!("sessions/{session_id}", &things.session);
+    let all = of_session.into_iter().chain(of!("vms/{vm_id}", &things.vm));
+    let cases = all.map(|(method, route, path, body)| Case {
+        path,
+        ..case(method, route, "", body, NotFound)
+    });
+    cases.collect()
 }
 
 fn session_cases(things: &Things) -> Vec<Case> {
