@@ -57,6 +57,8 @@ pub(crate) struct Metrics {
     pool_size: Gauge,
     disk_used: Gauge,
     disk_total: Gauge,
+    scrub_finished: Gauge,
+    scrub_errors: Gauge,
     sessions_in_memory: Gauge,
 }
 
@@ -74,6 +76,8 @@ impl Metrics {
             pool_size: Gauge::default(),
             disk_used: Gauge::default(),
             disk_total: Gauge::default(),
+            scrub_finished: Gauge::default(),
+            scrub_errors: Gauge::default(),
             sessions_in_memory: Gauge::default(),
         };
         metrics.registered()
@@ -126,6 +130,16 @@ impl Metrics {
             "disk_total_bytes",
             "Bytes of the disk pool",
             self.disk_total.clone(),
+        );
+        registry.register(
+            "disk_scrub_finished_timestamp_seconds",
+            "When all disks were last read against their checksums",
+            self.scrub_finished.clone(),
+        );
+        registry.register(
+            "disk_scrub_errors",
+            "Places on the disks that were not what was written, at that time",
+            self.scrub_errors.clone(),
         );
         registry.register(
             "sessions_in_memory",
@@ -210,6 +224,10 @@ pub(crate) async fn show(State(platform): State<Platform>) -> Result<Response, P
     metrics.pool_size.set(gauge(node.pool_size as u64));
     metrics.disk_used.set(gauge(node.disk_used_bytes));
     metrics.disk_total.set(gauge(node.disk_total_bytes));
+    if let Some(scrub) = node.last_scrub {
+        metrics.scrub_finished.set(scrub.finished_micros / 1_000_000);
+        metrics.scrub_errors.set(gauge(scrub.errors));
+    }
     metrics
         .sessions_in_memory
         .set(gauge(platform.live.session_count() as u64));

@@ -132,4 +132,17 @@ pub struct NodeStatus {
     /// Who enforces the limits of disks and volumes: `hard` (the kernel, at each write) or `soft` (the node, which
     /// measures now and then).
     pub quota: &'static str,
+    /// What the last reading of all disks against their checksums found; `None`: none has come to its end yet.
+    pub last_scrub: Option<DiskScrub>,
+}
+
+/// What a reading of all disks against their checksums found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct DiskScrub {
+    /// When it ended, in microseconds since the Unix epoch.
+    pub finished_micros: i64,
+    /// Bytes that were read.
+    pub bytes: u64,
+    /// Places that are not what was written.
+    pub errors: u64,
 }

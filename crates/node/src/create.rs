@@ -2,7 +2,8 @@
 
 use crate::blocking::internal;
 use crate::book::Book;
-use crate::machine::{Assembled, Blueprint, MachineError, chain, lock};
+use crate::fault;
+use crate::machine::{Assembled, Blueprint, MachineError, chain, file, lock};
 use crate::node::{Inner, host_memory};
 use crate::record::{Active, Phase};
 use crate::vm::{Vm, micros_of};
@@ -226,6 +227,7 @@ impl Inner {
         workshop
             .call(&machine.door, &Request::Rejoin(rejoin))
             .await?;
+        fault::at("hand out").map_err(file("hand out", &workshop.config.data_dir))?;
         let now = SystemTime::now();
         let expires = now + Duration::from_secs(spec.lifetime_seconds.into());
         let active = Active {

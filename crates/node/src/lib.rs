@@ -11,8 +11,20 @@
 //! | `execution`, `file`, `pty`, `resize` | what a VM is asked to do |
 //! | `snapshot`, `build` | saved disks: of VMs, and from images of registries |
 //! | `volume` | disks that outlive VMs, and their mounts |
+//! | `upkeep` | scrubs, and limits that nobody else keeps |
 //! | `reconcile` | after a start, on `check`, on `destroy` |
 #![forbid(unsafe_code)]
+
+#[cfg(test)]
+extern crate self as instavm_node;
+
+#[cfg(test)]
+#[path = "../tests/node/fixture.rs"]
+#[expect(
+    dead_code,
+    reason = "shared with the tests from outside, which need all of it"
+)]
+mod fixture;
 
 mod blocking;
 mod book;
@@ -33,6 +45,7 @@ mod reconcile;
 mod record;
 mod resize;
 mod snapshot;
+mod upkeep;
 mod vm;
 mod volume;
 

@@ -13,8 +13,8 @@ use crate::{file, image};
 use async_trait::async_trait;
 use instavm_network::{Network, NetworkConfig, NetworkError};
 use instavm_node_api::{
-    ByteStream, Ending, ExecuteRequest, Execution, FileContent, IsolationClass, Node, NodeError,
-    NodeStatus, Usage, VmId, VmInfo, VmSpec,
+    ByteStream, DiskScrub, Ending, ExecuteRequest, Execution, FileContent, IsolationClass, Node,
+    NodeError, NodeStatus, Usage, VmId, VmInfo, VmSpec,
 };
 use instavm_runtime::cgroup::{CgroupError, Cgroups};
 use instavm_runtime::disk::{DiskDriver, DiskError, DiskOptions, DiskPool};
@@ -101,6 +101,8 @@ pub(crate) struct Inner {
     pub(crate) executions: Executions,
     pub(crate) creates: Semaphore,
     pub(crate) burials: Arc<Semaphore>,
+    /// What the last scrub found.
+    pub(crate) scrub: RwLock<Option<DiskScrub>>,
     pub(crate) endings: broadcast::Sender<(VmId, Ending)>,
     pub(crate) tracker: TaskTracker,
     pub(crate) stop: CancellationToken,
@@ -146,12 +148,14 @@ impl LocalNode {
             executions,
             creates: Semaphore::new(CREATES),
             burials: Arc::new(Semaphore::new(BURIALS)),
+            scrub: RwLock::default(),
             endings: broadcast::Sender::new(ENDINGS),
             tracker,
             stop,
         });
         inner.adopt().await.map_err(OpenError::Reconcile)?;
         inner.try_out().await.map_err(OpenError::Trial)?;
+        inner.start_upkeep();
         let (pool, stop) = (inner.clone(), inner.stop.clone());
         inner.tracker.spawn(async move {
             pool.pool.refill(pool.workshop.clone(), stop).await;
@@ -436,6 +440,7 @@ impl Node for LocalNode {
             disk_total_bytes: space.map_or(0, |space| space.total_bytes),
             disk_driver: inner.workshop.disks.driver(),
             quota: inner.workshop.disks.quota(),
+            last_scrub: inner.last_scrub(),
         }
     }
 

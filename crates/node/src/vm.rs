@@ -44,6 +44,8 @@ pub(crate) struct Vm {
 
 /// The only command: everything else a VM does is asked of its agent.
 struct Terminate {
+    /// What it counts as.
+    happening: Happening,
     done: oneshot::Sender<()>,
 }
 
@@ -115,8 +117,18 @@ impl Vm {
 
     /// Ends the VM; returns when nothing of it runs any more.
     pub(crate) async fn terminate(&self) {
+        self.end(Happening::Terminate).await;
+    }
+
+    /// Ends the VM because it cannot go on.
+    pub(crate) async fn fail(&self) {
+        self.end(Happening::ProcessEnded).await;
+    }
+
+    async fn end(&self, happening: Happening) {
         let (done, ended) = oneshot::channel();
-        if self.commands.send(Terminate { done }).await.is_ok() {
+        let command = Terminate { happening, done };
+        if self.commands.send(command).await.is_ok() {
             // An error means that its task has ended, and the VM with it.
             let _ = ended.await;
         }
@@ -142,9 +154,9 @@ impl VmTask {
         let ending = loop {
             let happening = tokio::select! {
                 command = self.queue.recv() => match command {
-                    Some(Terminate { done }) => {
+                    Some(Terminate { happening, done }) => {
                         waiting.push(done);
-                        Happening::Terminate
+                        happening
                     }
                     // The node has dropped its handle without ending the VM: the daemon is going down.
                     None => return,
@@ -164,7 +176,7 @@ impl VmTask {
         undertaker.end(&self.book, &self.machine).await;
         undertaker.bury(&self.id, self.machine, ending).await;
         self.queue.close();
-        while let Some(Terminate { done }) = self.queue.recv().await {
+        while let Some(Terminate { done, .. }) = self.queue.recv().await {
             waiting.push(done);
         }
         for done in waiting {

@@ -443,6 +443,7 @@ impl Node for SimulatedNode {
             disk_total_bytes: 1 << 30,
             disk_driver: "btrfs",
             quota: "hard",
+            last_scrub: None,
         }
     }
 

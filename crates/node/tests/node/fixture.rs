@@ -12,9 +12,38 @@ use tokio_util::task::TaskTracker;
 /// Longer than anything here takes on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// An instance of its own, removed at the end of [`Fixture::close`].
+/// A data directory, from which everything of its instance is removed, also when the test fails.
+pub(crate) struct Folder(tempfile::TempDir);
+
+impl Folder {
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let path = self.path().to_owned();
+        let remove = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            runtime
+                .block_on(destroy(&path))
+                .map_err(std::io::Error::other)
+        };
+        // A thread of its own: this may be one of a runtime, which must not block.
+        match std::thread::spawn(remove).join() {
+            Ok(Ok(())) => {}
+            left if std::thread::panicking() => eprintln!("the instance is not removed: {left:?}"),
+            left => panic!("the instance is not removed: {left:?}"),
+        }
+    }
+}
+
+/// An instance of its own.
 pub(crate) struct Fixture {
-    pub(crate) folder: tempfile::TempDir,
+    pub(crate) folder: Folder,
     pub(crate) node: LocalNode,
     tracker: TaskTracker,
     stop: CancellationToken,
@@ -87,7 +116,7 @@ async fn open(data_dir: &Path, pool_size: usize) -> (LocalNode, TaskTracker, Can
 
 impl Fixture {
     pub(crate) async fn new(pool_size: usize) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = Folder(tempfile::tempdir().unwrap());
         let (node, tracker, stop) = open(folder.path(), pool_size).await;
         Self {
             folder,
@@ -130,9 +159,12 @@ impl Fixture {
         self.stop.cancel();
         self.tracker.close();
         self.tracker.wait().await;
-        destroy(self.folder.path())
-            .await
-            .expect("the instance is removed");
+    }
+
+    /// How many machines have a folder.
+    pub(crate) fn machines(&self) -> usize {
+        let folders = std::fs::read_dir(self.folder.path().join("vms")).unwrap();
+        folders.count()
     }
 
     /// Waits until it is so.

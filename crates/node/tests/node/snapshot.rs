@@ -231,3 +231,52 @@ async fn memory_changes_while_a_vm_runs() {
     assert_ne!(f.python(&vm, fill).await.exit_code, 0);
     f.close().await;
 }
+
+/// What a daemon that died at this point leaves: the phase that its last record names.
+fn leave_at(data_dir: &std::path::Path, phase: &serde_json::Value) {
+    for machine in std::fs::read_dir(data_dir.join("vms")).unwrap() {
+        let path = machine.unwrap().path().join("vm.json");
+        let mut record: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        record["phase"] = phase.clone();
+        std::fs::write(&path, record.to_string()).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_that_was_cut_off_is_finished_with_its_disk_kept() {
+    let mut f = Fixture::new(0).await;
+    let keeping = serde_json::json!({"keeping": "snap_a"});
+    // Before the disk was kept, and after: the second finds the snapshot there already.
+    for name in ["vm_a", "vm_b"] {
+        let vm = f.create(name).await;
+        f.bash(&vm, "echo $HOSTNAME > /app/name; sync").await;
+        f = f
+            .restart_after(|data_dir| leave_at(data_dir, &keeping))
+            .await;
+        assert!(f.node.list().await.is_empty());
+        assert_eq!(f.machines(), 0);
+    }
+    let vm = f
+        .node
+        .create(from("vm_c", &snapshot("snap_a")))
+        .await
+        .unwrap()
+        .id;
+    assert_eq!(text(&f.bash(&vm, "cat /app/name").await.stdout), "vm-a\n");
+    f.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_was_cut_off_is_undone() {
+    let f = Fixture::new(0).await;
+    f.create("vm_a").await;
+    let building = serde_json::json!("building");
+    let f = f
+        .restart_after(|data_dir| leave_at(data_dir, &building))
+        .await;
+    assert!(f.node.list().await.is_empty());
+    assert!(f.node.snapshots().await.unwrap().is_empty());
+    assert_eq!(f.machines(), 0);
+    f.close().await;
+}
