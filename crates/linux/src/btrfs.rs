@@ -19,6 +19,10 @@ const QGROUP_LIMIT: libc::c_ulong = 0x8030_942B;
 const SYNC: libc::c_ulong = 0x9408;
 const RESIZE: libc::c_ulong = 0x5000_9403;
 const TREE_SEARCH: libc::c_ulong = 0xD000_9411;
+const FS_INFO: libc::c_ulong = 0x8400_941F;
+const SCRUB: libc::c_ulong = 0xC400_941B;
+
+const SCRUB_READ_ONLY: u64 = 1;
 
 const SUBVOL_RDONLY: u64 = 1 << 1;
 const SUBVOL_QGROUP_INHERIT: u64 = 1 << 2;
@@ -112,6 +116,59 @@ struct QgroupLimit {
     max_excl: u64,
     rsv_rfer: u64,
     rsv_excl: u64,
+}
+
+#[repr(C)]
+struct FileSystemInfo {
+    max_id: u64,
+    devices: u64,
+    unused: [u64; 126],
+}
+
+#[repr(C)]
+struct ScrubArguments {
+    device: u64,
+    start: u64,
+    end: u64,
+    flags: u64,
+    progress: ScrubProgress,
+    unused: [u64; 109],
+}
+
+/// What a scrub found: `struct btrfs_scrub_progress`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ScrubProgress {
+    /// Parts of files that were read.
+    pub data_extents: u64,
+    /// Blocks of the file system's own trees that were read.
+    pub tree_extents: u64,
+    /// Bytes of files that were read.
+    pub data_bytes: u64,
+    /// Bytes of the file system's own trees that were read.
+    pub tree_bytes: u64,
+    /// Places that could not be read.
+    pub read_errors: u64,
+    /// Blocks that differ from their checksum.
+    pub checksum_errors: u64,
+    /// Blocks of trees that are none.
+    pub verify_errors: u64,
+    /// Blocks that have no checksum.
+    pub without_checksum: u64,
+    /// Checksums of nothing.
+    pub checksum_discards: u64,
+    /// Damaged superblocks.
+    pub super_errors: u64,
+    /// The kernel had no memory.
+    pub memory_errors: u64,
+    /// Errors that could not be put right.
+    pub uncorrectable_errors: u64,
+    /// Errors that were put right.
+    pub corrected_errors: u64,
+    /// Where it ended.
+    pub last_physical: u64,
+    /// Errors that were gone when they were looked at again.
+    pub unverified_errors: u64,
 }
 
 /// Calls an ioctl that takes a pointer to `T`.
@@ -364,6 +421,43 @@ fn quota_item(path: &Path, kind: u32) -> io::Result<Vec<u8>> {
         .ok_or_else(|| io::Error::from_raw_os_error(libc::EOVERFLOW))
 }
 
+/// Reads everything of each of a file system's devices and compares it with its checksums; changes nothing. Returns when
+/// it is done.
+///
+/// # Errors
+/// `EINPROGRESS` while another scrub runs; the system's.
+pub fn scrub(path: &Path) -> io::Result<Vec<ScrubProgress>> {
+    let root = directory(path)?;
+    let mut info = FileSystemInfo {
+        max_id: 0,
+        devices: 0,
+        unused: [0; 126],
+    };
+    // SAFETY: this code takes a btrfs_ioctl_fs_info_args.
+    unsafe { ioctl(&root, FS_INFO, &mut info)? };
+    let mut found = Vec::new();
+    for device in 1..=info.max_id {
+        let mut arguments = ScrubArguments {
+            device,
+            start: 0,
+            end: u64::MAX,
+            flags: SCRUB_READ_ONLY,
+            progress: ScrubProgress::default(),
+            unused: [0; 109],
+        };
+        // SAFETY: this code takes a btrfs_ioctl_scrub_args.
+        match unsafe { ioctl(&root, SCRUB, &mut arguments) } {
+            // A device that was removed has left its number.
+            Err(e) if e.raw_os_error() == Some(libc::ENODEV) => {}
+            other => {
+                other?;
+                found.push(arguments.progress);
+            }
+        }
+    }
+    Ok(found)
+}
+
 /// Makes a file system on one device as large as the device has become.
 ///
 /// # Errors
@@ -402,5 +496,7 @@ mod tests {
         assert_eq!(size_of::<QgroupLimit>(), 48);
         assert_eq!(size_of::<QgroupInherit>(), 72);
         assert_eq!(size_of::<TreeSearch>(), 4096);
+        assert_eq!(size_of::<FileSystemInfo>(), 1024);
+        assert_eq!(size_of::<ScrubArguments>(), 1024);
     }
 }

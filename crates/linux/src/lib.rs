@@ -3,6 +3,7 @@
 //! What `rustix` offers is used from there; here is only what it lacks. Every `unsafe` block says why it is sound.
 
 pub mod btrfs;
+pub mod io_priority;
 pub mod loop_device;
 pub mod mount;
 pub mod namespace;

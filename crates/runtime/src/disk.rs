@@ -16,6 +16,9 @@
 
 mod attribute;
 mod btrfs;
+mod choice;
+mod clone;
+mod directory;
 mod error;
 mod image;
 mod pool_file;
@@ -111,7 +114,7 @@ impl DiskPool {
         let root = Self::path_in(data_dir);
         std::fs::create_dir_all(&root)
             .map_err(pool("make its folder", "make the data directory writable"))?;
-        let (trees, file) = open_btrfs(data_dir, &root, options.size)?;
+        let (trees, file) = choice::open(data_dir, &root, options)?;
         for folder in FOLDERS {
             std::fs::create_dir_all(root.join(folder))
                 .map_err(pool("make its folders", "make the data directory writable"))?;
@@ -172,33 +175,13 @@ impl DiskPool {
     /// that is done and safe on the disk.
     ///
     /// # Errors
-    /// [`DiskError::Disk`], also for what `fill` fails with.
+    /// [`DiskError::Full`] when the reserve is touched; [`DiskError::Disk`], also for what `fill` fails with.
     pub fn ensure_image(
         &self,
         key: &str,
         fill: impl FnOnce(&Path) -> io::Result<()>,
     ) -> Result<PathBuf, DiskError> {
-        check_name("image", key)?;
-        let image = self.image_path(key);
-        if image.exists() {
-            return Ok(image);
-        }
-        let draft = self.image_path(&format!("{DRAFT}{key}"));
-        let trees = self.trees();
-        trees.remove(&draft).map_err(disk("delete", &draft))?;
-        trees.make(&draft, None).map_err(disk("make", &draft))?;
-        let publish = || {
-            fill(&draft).map_err(disk("fill", &draft))?;
-            trees
-                .publish(&draft, &image)
-                .map_err(disk("publish", &image))
-        };
-        if let Err(error) = publish() {
-            // The next opening sweeps it otherwise.
-            let _ = trees.remove(&draft);
-            return Err(error);
-        }
-        Ok(image)
+        self.ensure_image_on(key, None, fill)
     }
 
     /// Makes a disk from an image or a snapshot, limited to `limit` bytes of its own.
@@ -353,7 +336,7 @@ impl DiskPool {
         for volume in listed(&root.join("checkpoints"))? {
             delete_trees(&root.join("checkpoints").join(volume))?;
         }
-        for folder in FOLDERS {
+        for folder in FOLDERS.iter().copied().chain([directory::TRASH]) {
             delete_trees(&root.join(folder))?;
         }
         let real = std::fs::canonicalize(&root).map_err(disk("find", &root))?;
@@ -403,21 +386,4 @@ fn delete_trees(folder: &Path) -> Result<(), DiskError> {
         }
     }
     Ok(())
-}
-
-type Opened = (Box<dyn Trees>, Option<PoolFile>);
-
-fn open_btrfs(data_dir: &Path, root: &Path, size: Option<u64>) -> Result<Opened, DiskError> {
-    let is_btrfs =
-        ioctl::is_btrfs(root).map_err(pool("look at it", "make the data directory readable"))?;
-    // A btrfs below the data directory serves as it is, unless it counts in another way already.
-    let file = if is_btrfs && ioctl::enable_simple_quotas(root).is_ok() {
-        None
-    } else {
-        let file = PoolFile::open(data_dir, root, size)?;
-        ioctl::enable_simple_quotas(root)
-            .map_err(pool("turn on simple quotas", "use Linux 6.7 or newer"))?;
-        Some(file)
-    };
-    Ok((Box::new(btrfs::Btrfs), file))
 }

@@ -1,9 +1,9 @@
 //! The disk driver `btrfs`: trees are subvolumes, copies are snapshots in constant time, limits are simple quotas that
 //! the kernel enforces.
 
-use super::ScrubReport;
 use super::tree::{Copy, Trees};
-use instavm_linux::btrfs;
+use super::{ScrubReport, clone};
+use instavm_linux::{btrfs, io_priority};
 use std::io;
 use std::path::Path;
 
@@ -41,7 +41,11 @@ impl Trees for Btrfs {
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        btrfs::delete_subvolume(path)
+        match btrfs::delete_subvolume(path) {
+            // A plain folder.
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => clone::remove(path),
+            other => other,
+        }
     }
 
     fn limit(&self, path: &Path, bytes: u64) -> io::Result<()> {
@@ -57,7 +61,21 @@ impl Trees for Btrfs {
     }
 
     fn scrub(&self, path: &Path) -> io::Result<ScrubReport> {
-        let _ = path;
-        Ok(ScrubReport::default())
+        // Without the right to a lower priority it is done at this one.
+        let _idle = io_priority::idle();
+        let mut report = ScrubReport {
+            verified: true,
+            ..ScrubReport::default()
+        };
+        for device in btrfs::scrub(path)? {
+            report.bytes += device.data_bytes + device.tree_bytes;
+            report.read_errors += device.read_errors;
+            report.checksum_errors += device.checksum_errors;
+            report.tree_errors += device.verify_errors;
+            report.super_errors += device.super_errors;
+            report.corrected_errors += device.corrected_errors;
+            report.uncorrectable_errors += device.uncorrectable_errors;
+        }
+        Ok(report)
     }
 }

@@ -83,13 +83,19 @@ pub(super) fn pool(step: &str, fix: &'static str) -> impl FnOnce(io::Error) -> D
     }
 }
 
-/// An adapter for `map_err`.
+/// An adapter for `map_err`. A pool without any room says so, whatever was tried.
 pub(super) fn disk(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DiskError {
     let path = path.to_owned();
-    move |source| DiskError::Disk {
-        action,
-        path,
-        source,
+    move |source| match source.kind() {
+        io::ErrorKind::StorageFull => DiskError::Full {
+            free: 0,
+            reserve: super::RESERVE,
+        },
+        _ => DiskError::Disk {
+            action,
+            path,
+            source,
+        },
     }
 }
 

@@ -32,6 +32,8 @@ pub(super) struct PoolFile {
     root: PathBuf,
     /// What it may not grow beyond.
     limit: u64,
+    /// It was made by this process.
+    made: bool,
 }
 
 impl PoolFile {
@@ -40,25 +42,36 @@ impl PoolFile {
         data_dir.join(NAME).exists()
     }
 
-    /// Mounts a data directory's pool file at `root`, making it first where there is none.
-    pub(super) fn open(data_dir: &Path, root: &Path, size: Option<u64>) -> Result<Self, DiskError> {
-        let file = Self {
+    /// The pool file of a data directory, which is mounted at `root`.
+    pub(super) fn mounted(data_dir: &Path, root: &Path, size: Option<u64>) -> Self {
+        Self {
             path: data_dir.join(NAME),
             root: root.to_owned(),
             limit: size.map_or(u64::MAX, |size| size.max(SMALLEST)),
-        };
-        let made = !file.path.exists();
-        if made {
+            made: false,
+        }
+    }
+
+    /// Mounts a data directory's pool file at `root`, making it first where there is none.
+    pub(super) fn open(data_dir: &Path, root: &Path, size: Option<u64>) -> Result<Self, DiskError> {
+        let mut file = Self::mounted(data_dir, root, size);
+        file.made = !file.path.exists();
+        if file.made {
             file.format(data_dir)?;
         }
         if let Err(error) = file.mount() {
-            if made {
-                // Nothing is in it, and the next attempt may choose another size.
-                let _ = std::fs::remove_file(&file.path);
-            }
+            file.discard();
             return Err(error);
         }
         Ok(file)
+    }
+
+    /// Takes back what [`PoolFile::open`] did, when nothing can be in it yet.
+    pub(super) fn discard(&self) {
+        let _ = mount::unmount(&self.root, true);
+        if self.made {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 
     fn format(&self, data_dir: &Path) -> Result<(), DiskError> {

@@ -4,31 +4,53 @@ use crate::Probe;
 use std::path::Path;
 use std::process::Command;
 
-/// What of disks works on this host.
+/// What all the probes end with: nothing of this is needed, only wanted.
+const ELSE: &str = "without it disks are plain folders (slower, and limits are only measured)";
+
+/// What of disks works on this host. Without btrfs, or without loop devices for it, the disk driver `directory` is used.
 pub fn probe() -> Vec<Probe> {
+    let found = [btrfs(), loop_devices(), mkfs()];
+    let lacking = found.iter().any(|probe| !probe.ok);
+    let driver = if lacking {
+        "directory: plain folders, unless the data directory is on btrfs"
+    } else {
+        "btrfs: copies in constant time, limits that the kernel enforces"
+    };
+    let mut probes = Vec::from(found);
+    probes.push(Probe::works("disk driver", driver));
+    probes
+}
+
+fn btrfs() -> Probe {
     let kinds = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    let has_btrfs = kinds.lines().any(|line| line.trim() == "btrfs");
-    let btrfs = if has_btrfs {
-        Probe::works("btrfs", "the kernel has it")
-    } else {
-        Probe::fails("btrfs", "the kernel does not list it", "modprobe btrfs")
-    };
-    let has_loop = Path::new("/dev/loop-control").exists();
-    let loops = if has_loop {
-        Probe::works("loop devices", "/dev/loop-control is there")
-    } else {
-        Probe::lacks(
-            "loop devices",
-            "/dev/loop-control is missing",
-            "modprobe loop (in a container: --privileged), or put the data directory on btrfs",
-        )
-    };
-    let mkfs = match Command::new("mkfs.btrfs").arg("--version").output() {
+    if kinds.lines().any(|line| line.trim() == "btrfs") {
+        return Probe::works("btrfs", "the kernel has it");
+    }
+    let found = format!("the kernel does not list it; {ELSE}");
+    Probe::lacks("btrfs", found, "modprobe btrfs")
+}
+
+fn loop_devices() -> Probe {
+    if Path::new("/dev/loop-control").exists() {
+        return Probe::works("loop devices", "/dev/loop-control is there");
+    }
+    Probe::lacks(
+        "loop devices",
+        format!("/dev/loop-control is missing; {ELSE}"),
+        "modprobe loop (in a container: --privileged), or put the data directory on btrfs",
+    )
+}
+
+fn mkfs() -> Probe {
+    match Command::new("mkfs.btrfs").arg("--version").output() {
         Ok(output) => Probe::works(
             "mkfs.btrfs",
             String::from_utf8_lossy(&output.stdout).trim().to_owned(),
         ),
-        Err(error) => Probe::fails("mkfs.btrfs", error.to_string(), "install btrfs-progs"),
-    };
-    vec![btrfs, loops, mkfs]
+        Err(error) => Probe::lacks(
+            "mkfs.btrfs",
+            format!("{error}; {ELSE}"),
+            "install btrfs-progs",
+        ),
+    }
 }
