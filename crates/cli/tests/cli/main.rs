@@ -5,5 +5,8 @@ mod environment;
 mod errors;
 mod exec;
 mod listing;
+mod snapshot;
 mod terminal;
 mod usage;
+mod vm;
+mod volume;

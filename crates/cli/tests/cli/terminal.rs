@@ -152,3 +152,96 @@ async fn an_interrupted_prompt_leaves_the_terminal_as_it_was() -> Result<()> {
     assert!(!environment.config().exists());
     Ok(())
 }
+
+/// Standard error of a run on a terminal.
+async fn rail(environment: &Environment, arguments: &[&str]) -> Result<String> {
+    let (mut ours, path) = terminal()?;
+    let theirs = OpenOptions::new().read(true).write(true).open(path)?;
+    let mut child = environment.command(arguments).stderr(theirs).spawn()?;
+    let shown = tokio::task::spawn_blocking(move || {
+        let mut shown = Vec::new();
+        // When the other end is closed, reading fails.
+        let _ = ours.read_to_end(&mut shown);
+        shown
+    });
+    child.wait().await?;
+    Ok(String::from_utf8(shown.await?)?.replace("\r\n", "\n"))
+}
+
+/// The lines that stay: without those that the spinner showed and erased.
+fn lasting(shown: &str) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for line in shown.split_inclusive('\n') {
+        let kept = line.rsplit("\u{1b}[2K").next().unwrap_or_default();
+        lines.push(kept.replace("\u{1b}[?25h", ""));
+    }
+    lines.concat().replace('\u{1b}', "^")
+}
+
+#[tokio::test]
+async fn steps_are_a_rail_on_a_terminal() -> Result<()> {
+    let server = Server::start(&[
+        (200, r#"{"status":"gone"}"#),
+        (200, "{}"),
+        (404, r#"{"detail":"none"}"#),
+        (200, "{}"),
+    ])
+    .await?;
+    let environment = server.environment()?.with("TERM", "xterm-256color");
+    let good = rail(&environment, &["delete", "a", "b"]).await?;
+    insta::assert_snapshot!(lasting(&good), @r"
+    ^[38;5;244m┌^[0m ^[1minstavm delete^[0m
+    ^[38;5;244m│^[0m
+    ^[38;5;244m◆^[0m ^[32mDeleting VM a^[0m
+    ^[38;5;244m│^[0m
+    ^[38;5;244m└^[0m ^[36mDone^[0m
+    ^[38;5;244m┌^[0m ^[1minstavm delete^[0m
+    ^[38;5;244m│^[0m
+    ^[38;5;244m◆^[0m ^[32mDeleting VM b^[0m
+    ^[38;5;244m│^[0m
+    ^[38;5;244m└^[0m ^[36mDone^[0m
+    ");
+    let spinner =
+        "\u{1b}[?25l\r\u{1b}[2K\u{1b}[36m⠋\u{1b}[0m  \u{1b}[38;5;244mDeleting VM a\u{1b}[0m";
+    assert!(good.contains(spinner), "{good:?}");
+
+    let plain = server.environment()?.with("TERM", "xterm");
+    let bad = rail(&plain, &["snapshot", "rm", "x"]).await?;
+    insta::assert_snapshot!(lasting(&bad), @r"
+    ^[37m┌^[0m ^[1minstavm snapshot rm^[0m
+    ^[37m│^[0m
+    ^[31m■ Deleting snapshot^[0m
+    ^[37m│^[0m
+      ↳ 404 Client Error: Not Found
+    ^[37m└^[0m ^[36mFailed^[0m
+    Error: HTTP 404: none
+    ");
+    let colourless = server.environment()?.with("NO_COLOR", "1");
+    let shown = rail(&colourless, &["rm", "a"]).await?;
+    assert_eq!(shown, "Deleting VM a...\n");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_interrupted_step_leaves_a_clean_terminal() -> Result<()> {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("http://{}", silent.local_addr()?);
+    let environment = Environment::new()?
+        .with("INSTAVM_API_KEY", "k")
+        .with("INSTAVM_BASE_URL", &url)
+        .with("TERM", "xterm");
+    let (mut ours, path) = terminal()?;
+    let theirs = OpenOptions::new().read(true).write(true).open(path)?;
+    let mut child = environment.command(&["create"]).stderr(theirs).spawn()?;
+    // It has asked, so it waits.
+    let _connection = silent.accept().await?;
+    until(&mut ours, "Creating VM")?;
+    let id = child
+        .id()
+        .and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+    kill_process(id.context("it runs")?, Signal::INT)?;
+    let rest = until(&mut ours, "Interrupted.")?;
+    assert!(rest.contains("\u{1b}[2K\u{1b}[?25h"), "{rest:?}");
+    assert_eq!(child.wait().await?.code(), Some(130));
+    Ok(())
+}

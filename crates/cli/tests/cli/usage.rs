@@ -15,7 +15,13 @@ async fn help_is_a_result() -> Result<()> {
       help         Show help for the CLI or one of its commands
       auth         Manage the stored API key
       whoami       Show the account and its SSH keys
+      create       Create a VM and wait until it executes code [alias: new]
       ls           List the active VMs [alias: list]
+      rm           End VMs [alias: delete]
+      clone        Start another VM from a running one
+      vm           Change VMs [alias: vms]
+      snapshot     Manage snapshots
+      volume       Manage volumes, their checkpoints and their files [alias: volumes]
       ssh-key      Manage the account's SSH keys [alias: sshkey]
       exec         Run code, or a local file, in a VM
       doc          Show where the documentation is [alias: docs]
@@ -32,6 +38,10 @@ async fn help_is_a_result() -> Result<()> {
         &["sshkey", "add"],
         &["docs"],
         &["list"],
+        &["new"],
+        &["vms", "update"],
+        &["snapshot", "list"],
+        &["volumes", "files", "download"],
     ] {
         let short = environment.run(&[path, &["-h"]].concat()).await?;
         assert!(short.good().contains("Usage: instavm "), "{short:?}");
@@ -43,7 +53,7 @@ async fn help_is_a_result() -> Result<()> {
     Ok(())
 }
 
-const MISTAKES: [&str; 14] = [
+const MISTAKES: [&str; 20] = [
     "",
     "fly",
     "auth",
@@ -58,6 +68,12 @@ const MISTAKES: [&str; 14] = [
     "exec --cmd",
     "auth set-key --api-key k",
     "doc --api-key k",
+    "rm",
+    "create --type huge",
+    "vm update v --snapshot-on-terminate --no-snapshot-on-terminate",
+    "snapshot get --watch sn_1",
+    "volume create data",
+    "volume files",
 ];
 
 #[tokio::test]
@@ -77,7 +93,7 @@ async fn usage_errors_name_the_nearest_command() -> Result<()> {
     assert_snapshot!(text, @r"
     $ instavm 
     usage: instavm <COMMAND>
-    instavm: error: a command is missing, one of help, auth, whoami, ls, ssh-key, exec, doc, completions
+    instavm: error: a command is missing, one of help, auth, whoami, create, ls, rm, clone, vm, snapshot, volume, ssh-key, exec, doc, completions
     $ instavm fly
     usage: instavm <COMMAND>
     instavm: error: unrecognized subcommand 'fly'
@@ -117,6 +133,24 @@ async fn usage_errors_name_the_nearest_command() -> Result<()> {
     $ instavm doc --api-key k
     usage: instavm doc [OPTIONS]
     instavm doc: error: unexpected argument '--api-key' found
+    $ instavm rm
+    usage: instavm rm [OPTIONS] <VM_IDS>...
+    instavm rm: error: the following required arguments were not provided: <VM_IDS>...
+    $ instavm create --type huge
+    usage: instavm create [OPTIONS]
+    instavm create: error: invalid value 'huge' for '--type <TYPE>' [possible values: standard, computer-use]
+    $ instavm vm update v --snapshot-on-terminate --no-snapshot-on-terminate
+    usage: instavm vm update [OPTIONS] <VM_ID>
+    instavm vm update: error: the argument '--snapshot-on-terminate' cannot be used with '--no-snapshot-on-terminate'
+    $ instavm snapshot get --watch sn_1
+    usage: instavm snapshot get [OPTIONS] <SNAPSHOT_ID>
+    instavm snapshot get: error: invalid value 'sn_1' for '--watch [<N>]': invalid digit found in string
+    $ instavm volume create data
+    usage: instavm volume create [OPTIONS] --quota <SIZE> <NAME>
+    instavm volume create: error: the following required arguments were not provided: --quota <SIZE>
+    $ instavm volume files
+    usage: instavm volume files <COMMAND>
+    instavm volume files: error: a command is missing, one of ls, upload, download, rm
     ");
     Ok(())
 }
