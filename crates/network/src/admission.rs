@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 
 /// Counters for every VM, and one for all of them.
 #[derive(Debug)]
-pub(super) struct Admission {
+pub(crate) struct Admission {
     each: Box<[AtomicU16]>,
     all: AtomicUsize,
     each_limit: u16,
@@ -13,7 +13,7 @@ pub(super) struct Admission {
 }
 
 impl Admission {
-    pub(super) fn new(vms: u16, each_limit: u16, all_limit: usize) -> Arc<Self> {
+    pub(crate) fn new(vms: u16, each_limit: u16, all_limit: usize) -> Arc<Self> {
         let each = (0..vms).map(|_| AtomicU16::new(0)).collect();
         Arc::new(Self {
             each,
@@ -24,7 +24,7 @@ impl Admission {
     }
 
     /// A place for the VM, until the permit is dropped; none when the VM or all together have theirs in use.
-    pub(super) fn enter(self: &Arc<Self>, vm: u16) -> Option<Permit> {
+    pub(crate) fn enter(self: &Arc<Self>, vm: u16) -> Option<Permit> {
         let own = self.each.get(usize::from(vm))?;
         let one_more = |limit: u16| move |used: u16| (used < limit).then(|| used + 1);
         own.fetch_update(
@@ -51,7 +51,7 @@ impl Admission {
 
 /// A place in use.
 #[derive(Debug)]
-pub(super) struct Permit {
+pub(crate) struct Permit {
     admission: Arc<Admission>,
     vm: u16,
 }

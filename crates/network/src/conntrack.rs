@@ -1,11 +1,13 @@
-//! Forgetting the connections of a VM that is gone.
+//! Forgetting the connections of a VM that is gone, and those that its policy no longer allows.
 //!
 //! The kernel remembers a connection for minutes or days after its link is deleted. Were the address given to another
 //! VM meanwhile, late answers to the old VM would reach the new one. So an address is only given again after its
 //! entries are gone.
 
 use futures::StreamExt;
-use netlink_packet_netfilter::conntrack::{ConntrackAttribute, ConntrackMessage, IPTuple, Tuple};
+use netlink_packet_netfilter::conntrack::{
+    ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Tuple,
+};
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
 };
@@ -41,12 +43,25 @@ pub enum ConntrackError {
     },
 }
 
+/// A tracked connection, from the side that opened it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Flow {
+    /// Who opened it.
+    pub(crate) source: Ipv4Addr,
+    /// To what address, before any translation.
+    pub(crate) destination: Ipv4Addr,
+    /// The protocol's number.
+    pub(crate) protocol: u8,
+    /// The port that it went to; 0 where the protocol has none.
+    pub(crate) port: u16,
+    /// Who answers, after all translation.
+    pub(crate) answers: Ipv4Addr,
+}
+
 type Handle = ConnectionHandle<NetfilterMessage>;
 
-/// Removes every tracked connection that one of `gone` has opened or received, and tells how many there were.
-pub(crate) async fn forget(
-    gone: impl Fn(Ipv4Addr) -> bool + Send,
-) -> Result<usize, ConntrackError> {
+/// Removes every tracked connection that is `gone`, and tells how many there were.
+pub(crate) async fn forget(gone: impl Fn(&Flow) -> bool + Send) -> Result<usize, ConntrackError> {
     let (connection, handle, _) =
         new_connection(NETLINK_NETFILTER).map_err(ConntrackError::Open)?;
     let work = async {
@@ -66,10 +81,10 @@ pub(crate) async fn forget(
     }
 }
 
-/// What names each entry that touches one of the addresses.
+/// What names each entry that is `gone`.
 async fn matching(
     handle: &Handle,
-    gone: impl Fn(Ipv4Addr) -> bool,
+    gone: impl Fn(&Flow) -> bool,
 ) -> Result<Vec<Vec<ConntrackAttribute>>, ConntrackError> {
     let operation = "listing tracked connections";
     let mut answers = request(handle, ConntrackMessage::Get(Vec::new()), NLM_F_DUMP)?;
@@ -79,7 +94,7 @@ async fn matching(
             NetlinkPayload::InnerMessage(NetfilterMessage {
                 inner: NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)),
                 ..
-            }) if touches(&attributes, &gone) => {
+            }) if flow(&attributes).is_some_and(|flow| gone(&flow)) => {
                 found.push(attributes.into_iter().filter(is_name).collect());
             }
             NetlinkPayload::Error(error) if error.code.is_some() => {
@@ -94,24 +109,64 @@ async fn matching(
     Ok(found)
 }
 
-fn touches(attributes: &[ConntrackAttribute], gone: &impl Fn(Ipv4Addr) -> bool) -> bool {
-    attributes
-        .iter()
-        .filter_map(|attribute| match attribute {
-            ConntrackAttribute::CtaTupleOrig(tuples) => Some(tuples),
-            _ => None,
-        })
-        .flatten()
-        .filter_map(|tuple| match tuple {
-            Tuple::Ip(addresses) => Some(addresses),
-            _ => None,
-        })
-        .flatten()
-        .any(|address| match address {
-            IPTuple::SourceAddress(IpAddr::V4(v4))
-            | IPTuple::DestinationAddress(IpAddr::V4(v4)) => gone(*v4),
-            _ => false,
-        })
+/// Reads an entry; `None` for those of other families.
+fn flow(attributes: &[ConntrackAttribute]) -> Option<Flow> {
+    let (mut source, mut destination, mut answers) = (None, None, None);
+    let (mut protocol, mut port) = (0, 0);
+    for attribute in attributes {
+        match attribute {
+            ConntrackAttribute::CtaTupleOrig(tuples) => {
+                for tuple in tuples {
+                    match tuple {
+                        Tuple::Ip(addresses) => (source, destination) = ends(addresses),
+                        Tuple::Proto(parts) => (protocol, port) = kind(parts),
+                        _ => {}
+                    }
+                }
+            }
+            ConntrackAttribute::CtaTupleReply(tuples) => {
+                for tuple in tuples {
+                    if let Tuple::Ip(addresses) = tuple {
+                        (answers, _) = ends(addresses);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    let (source, destination) = (source?, destination?);
+    Some(Flow {
+        source,
+        destination,
+        protocol,
+        port,
+        answers: answers.unwrap_or(destination),
+    })
+}
+
+fn ends(addresses: &[IPTuple]) -> (Option<Ipv4Addr>, Option<Ipv4Addr>) {
+    let (mut source, mut destination) = (None, None);
+    for address in addresses {
+        match address {
+            IPTuple::SourceAddress(IpAddr::V4(v4)) => source = Some(*v4),
+            IPTuple::DestinationAddress(IpAddr::V4(v4)) => destination = Some(*v4),
+            _ => {}
+        }
+    }
+    (source, destination)
+}
+
+/// Protocol and port that an entry leads to.
+fn kind(parts: &[ProtoTuple]) -> (u8, u16) {
+    let (mut protocol, mut port) = (0, 0);
+    for part in parts {
+        match part {
+            ProtoTuple::Protocol(number) => protocol = u8::from(*number),
+            ProtoTuple::DestinationPort(number) => port = *number,
+            _ => {}
+        }
+    }
+    (protocol, port)
 }
 
 fn is_name(attribute: &ConntrackAttribute) -> bool {

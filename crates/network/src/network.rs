@@ -1,16 +1,21 @@
 //! The network of one instance, as the node sees it.
 
-use crate::conntrack::ConntrackError;
-use crate::firewall::{self, Firewall, FirewallError};
+use crate::conntrack::{self, ConntrackError, Flow};
+use crate::egress::Egress;
+use crate::firewall::{self, Firewall, FirewallError, Limits};
 use crate::link::{self, Counters, Link, LinkError};
 use crate::netlink::{Worker, WorkerError};
 use crate::plan::{DEFAULT_RANGE, Plan, Slot, VMS_PER_SLOT};
+use crate::policy::Policy;
+use crate::proxy::Proxy;
 use crate::reaper::{self, ReapError, Reaper};
-use crate::resolver::{ResolverError, Sockets};
+use crate::resolver::Sockets;
+use crate::socket::SocketError;
 use ipnet::{IpNet, Ipv4Net};
 use rustix::io::Errno;
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -44,9 +49,9 @@ pub enum NetworkError {
     /// The firewall.
     #[error(transparent)]
     Firewall(#[from] FirewallError),
-    /// The resolver.
+    /// The sockets of resolver and proxy.
     #[error(transparent)]
-    Resolver(#[from] ResolverError),
+    Socket(#[from] SocketError),
     /// Tracked connections.
     #[error(transparent)]
     Conntrack(#[from] ConntrackError),
@@ -90,6 +95,9 @@ pub struct Network {
     plan: Plan,
     worker: Worker,
     reaper: Reaper,
+    egress: Arc<Egress>,
+    /// Held while the policy of a VM is changed.
+    changing: tokio::sync::Mutex<()>,
     mtu: u32,
     stop: CancellationToken,
 }
@@ -102,6 +110,16 @@ impl Network {
         tracker: &TaskTracker,
         stop: &CancellationToken,
     ) -> Result<Self, NetworkError> {
+        Self::open_with(config, [], tracker, stop).await
+    }
+
+    /// As [`Network::open`], with the policies of VMs that live: they are in force without a gap.
+    pub async fn open_with(
+        config: NetworkConfig,
+        policies: impl IntoIterator<Item = (u16, Policy)>,
+        tracker: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Result<Self, NetworkError> {
         let plan = Plan::new(config.slot, config.range).ok_or(NetworkError::Range(config.range))?;
         let stop = stop.child_token();
         // Whatever fails from here on ends the tasks that were started.
@@ -109,16 +127,28 @@ impl Network {
         enable_forwarding()?;
         let worker = Worker::start(tracker, stop.clone()).await?;
         let (mtu, _) = worker.run(link::uplink_mtu).await??;
-        let sockets = Sockets::bind(&plan)?;
+        let (sockets, proxy) = (Sockets::bind(&plan)?, Proxy::bind(&plan)?);
         let denied = config.denied.iter().filter_map(ipv4).collect();
-        Firewall {
+        let firewall = Firewall {
             plan,
             denied,
             resolver_port: sockets.port(),
-        }
-        .install()
-        .await?;
-        sockets.serve(plan, config.resolvers, tracker, stop.clone());
+            proxy_port: proxy.port(),
+        };
+        let policies: Vec<(u16, Policy)> = policies.into_iter().collect();
+        let limits = policies
+            .iter()
+            .map(|(index, policy)| (*index, Limits::of(policy)));
+        firewall.install(limits).await?;
+        let egress = Arc::new(Egress::new(policies));
+        sockets.serve(
+            plan,
+            egress.clone(),
+            config.resolvers,
+            tracker,
+            stop.clone(),
+        );
+        proxy.serve(plan, egress.clone(), tracker, stop.clone());
         // The reaper's worker ends with the reaper, which outlasts `stop` until its queue is empty.
         let slow = Worker::start(tracker, CancellationToken::new()).await?;
         forget_absent(plan, &slow).await?;
@@ -127,6 +157,8 @@ impl Network {
             plan,
             worker,
             reaper,
+            egress,
+            changing: tokio::sync::Mutex::default(),
             mtu,
             stop: guard.disarm(),
         })
@@ -143,6 +175,7 @@ impl Network {
     pub async fn attach(&self, index: u16, pid: i32) -> Result<Link, NetworkError> {
         check_index(index)?;
         let plan = self.plan;
+        self.open_gate(index).await?;
         if self.reaper.reclaim(index).await
             && let Err(error) = self.take_down(index).await
         {
@@ -203,6 +236,34 @@ impl Network {
         self.reaper.len()
     }
 
+    /// Gives a VM another policy. When this returns it is in force for new connections, and what was open and is not
+    /// allowed any more is cut. On an error the old one stays.
+    pub async fn set_policy(&self, index: u16, policy: Policy) -> Result<(), NetworkError> {
+        check_index(index)?;
+        let _turn = self.changing.lock().await;
+        let new = Arc::new(policy);
+        let old = self.egress.replace(index, new.clone());
+        if let Err(error) = self.limit(index, &old, &new).await {
+            self.egress.replace(index, old);
+            return Err(error);
+        }
+        self.egress.cut(index);
+        self.cut(index, old, new).await
+    }
+
+    /// The policy of a VM.
+    #[must_use]
+    pub fn policy(&self, index: u16) -> Arc<Policy> {
+        self.egress.policy(index)
+    }
+
+    /// How many lookups and connections of a VM resolver and proxy have refused since its link was made or the daemon
+    /// started.
+    #[must_use]
+    pub fn refusals(&self, index: u16) -> u64 {
+        self.egress.refusals(index)
+    }
+
     /// What crossed a VM's link.
     pub async fn counters(&self, index: u16) -> Result<Counters, NetworkError> {
         check_index(index)?;
@@ -226,6 +287,46 @@ impl Network {
     /// before the tracker's tasks have ended.
     pub fn close(&self) {
         self.stop.cancel();
+    }
+
+    /// Makes the policy of an index open again, for the next VM that has it.
+    async fn open_gate(&self, index: u16) -> Result<(), NetworkError> {
+        let _turn = self.changing.lock().await;
+        let open = Arc::new(Policy::default());
+        let old = self.egress.policy(index);
+        self.limit(index, &old, &open).await?;
+        self.egress.renew(index);
+        Ok(())
+    }
+
+    async fn limit(&self, index: u16, old: &Policy, new: &Policy) -> Result<(), NetworkError> {
+        let (old, new) = (Limits::of(old), Limits::of(new));
+        Ok(Firewall::limit(self.plan, index, &old, &new).await?)
+    }
+
+    /// Forgets the connections that the old policy let pass directly and the new one does not.
+    async fn cut(
+        &self,
+        index: u16,
+        old: Arc<Policy>,
+        new: Arc<Policy>,
+    ) -> Result<(), NetworkError> {
+        if new.is_open() || Limits::of(&old) == Limits::of(&new) {
+            return Ok(());
+        }
+        let plan = self.plan;
+        let own = plan.address(index);
+        let forbidden = move |flow: &Flow| {
+            // What a VM says to its gateway, and what goes through the proxy, is not the firewall's to judge.
+            flow.source == own
+                && !plan.range().contains(&flow.destination)
+                && !plan.range().contains(&flow.answers)
+                && !new.passes(flow.destination, flow.protocol, flow.port)
+        };
+        self.worker
+            .run(move |_| conntrack::forget(forbidden))
+            .await??;
+        Ok(())
     }
 
     async fn create(&self, index: u16, pid: i32) -> Result<Link, NetworkError> {

@@ -77,6 +77,7 @@ async fn firewall() -> Probe {
         plan,
         denied: Vec::new(),
         resolver_port: 1,
+        proxy_port: 2,
     };
     match table.check().await {
         Ok(()) => Probe::good(name, "nft takes the table"),

@@ -4,7 +4,7 @@
 //! for; deleting many at once costs one. So links go in batches, with pauses as long as the work took, off the path of
 //! whoever ended the VM.
 
-use crate::conntrack::{self, ConntrackError};
+use crate::conntrack::{self, ConntrackError, Flow};
 use crate::link::{self, LinkError};
 use crate::netlink::Worker;
 use crate::plan::{Plan, Slot};
@@ -132,7 +132,11 @@ pub(crate) async fn forget(
     plan: Plan,
     gone: impl Fn(u16) -> bool + Send,
 ) -> Result<usize, ConntrackError> {
-    conntrack::forget(move |address| plan.index_of(address).is_some_and(&gone)).await
+    let ends = move |flow: &Flow| {
+        let ends = [flow.source, flow.destination].map(|address| plan.index_of(address));
+        ends.into_iter().flatten().any(&gone)
+    };
+    conntrack::forget(ends).await
 }
 
 /// Deletes links, a batch at a time, and leaves tracked connections alone.

@@ -6,7 +6,8 @@ use nftables::expr::{
     Payload, PayloadField, Prefix, RT, RTKey, SetItem, Socket, SocketAttr, TcpOption,
 };
 use nftables::stmt::{
-    CTCount, JumpTarget, Limit, Mangle, Match, Meter, NAT, Operator, Reject, RejectType, Statement,
+    CTCount, Counter, JumpTarget, Limit, Mangle, Match, Meter, NAT, Operator, Reject, RejectType,
+    Statement, VerdictMap,
 };
 use nftables::types::RejectCode;
 use std::borrow::Cow;
@@ -110,6 +111,18 @@ pub(super) fn jump(chain: &'static str) -> Stmt {
     Statement::Jump(JumpTarget {
         target: Cow::Borrowed(chain),
     })
+}
+
+/// What the map says about the link that a packet came in by; goes on where it says nothing.
+pub(super) fn by_map(map: &'static str) -> Stmt {
+    Statement::VerdictMap(VerdictMap {
+        key: meta(MetaKey::Iifname),
+        data: text(format!("@{map}")),
+    })
+}
+
+pub(super) fn count() -> Stmt {
+    Statement::Counter(Counter::Anonymous(None))
 }
 
 pub(super) fn accept() -> Stmt {

@@ -1,6 +1,6 @@
 //! The firewall of an instance: one nftables table, replaced as a whole in one transaction.
 //!
-//! No rule names a VM. The table tells VMs by the names of their links (`iv<slot>h*`) and their sources by the route
+//! No rule of an open policy names a VM. The table tells VMs by the names of their links (`iv<slot>h*`) and their sources by the route
 //! back, so attaching a VM changes nothing here, and the table stays right while the daemon is down. What a packet from
 //! a VM meets, in order:
 //!
@@ -15,26 +15,29 @@
 //! | `translate` | source NAT | masquerades what leaves by a link that is no VM's |
 //!
 //! The floor stands before address translation, so that no destination NAT of another table opens it. Policies of
-//! single VMs belong into verdict maps keyed by the link's name: for redirects to a proxy in `redirects`, for the rest
-//! in `outbound` behind the floor. Their elements come with the same transaction ([`Firewall::install`]).
+//! single VMs are elements of verdict maps keyed by the link's name: for redirects to the proxy in `redirects`, for the
+//! rest in `outbound` behind the floor (see `limits`). At a start they come with the same transaction
+//! ([`Firewall::install`]); later each change is one of its own ([`Firewall::limit`]).
 //!
 //! Rules of other tables are left alone, and ours touch no packet that neither comes from nor goes to a VM's link. The
-//! one exception is the resolver's port: what reaches the marked resolver sockets from elsewhere is dropped. The mark
-//! needs CAP_NET_ADMIN to set, so while the daemon is down nobody else can take the port and serve VMs.
+//! one exception is the ports of resolver and proxy: what reaches these marked sockets from elsewhere is dropped. The mark
+//! needs CAP_NET_ADMIN to set, so while the daemon is down nobody else can take a port and serve VMs.
 
 mod grammar;
+mod limits;
 mod ruleset;
+
+pub(crate) use limits::Limits;
 
 use crate::plan::{Plan, Slot};
 use ipnet::Ipv4Net;
-use nftables::batch::Batch;
 use nftables::helper::NftablesError;
 use nftables::schema::{NfCmd, NfListObject, NfObject, Nftables, Table};
 use nftables::types::NfFamily;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The mark of the resolver's sockets: bits that the usual masks of routing rules do not cover.
+/// The mark of the resolver's and the proxy's sockets: bits that the usual masks of routing rules do not cover.
 pub(crate) const SOCKET_MARK: u32 = 0x20b7;
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -75,33 +78,51 @@ pub(crate) struct Firewall {
     pub(crate) denied: Vec<Ipv4Net>,
     /// Where the resolver listens.
     pub(crate) resolver_port: u16,
+    /// Where the proxy listens.
+    pub(crate) proxy_port: u16,
 }
 
 impl Firewall {
-    /// Puts the table in force, in place of an older one of the same slot, in one transaction: at no moment is a packet
-    /// judged by half a table or by none. Connections that are open stay open.
-    pub(crate) async fn install(&self) -> Result<(), FirewallError> {
-        apply("loading the firewall table", &ruleset::table(self)).await
+    /// Puts the table in force with the limits of VMs, in place of an older one of the same slot, in one transaction: at
+    /// no moment is a packet judged by half a table or by none. Connections that are open stay open.
+    pub(crate) async fn install(
+        &self,
+        limits: impl IntoIterator<Item = (u16, Limits)>,
+    ) -> Result<(), FirewallError> {
+        let mut objects = ruleset::table(self);
+        for (index, wanted) in limits {
+            objects.extend(Limits::default().change(&wanted, self.plan, index));
+        }
+        apply("loading the firewall table", objects).await
+    }
+
+    /// Changes what one VM may reach, in one transaction.
+    pub(crate) async fn limit(
+        plan: Plan,
+        index: u16,
+        old: &Limits,
+        new: &Limits,
+    ) -> Result<(), FirewallError> {
+        let objects = old.change(new, plan, index);
+        if objects.is_empty() {
+            return Ok(());
+        }
+        apply("changing the limits of a VM", objects).await
     }
 
     /// Loads the table in check mode: nothing changes.
     pub(crate) async fn check(&self) -> Result<(), FirewallError> {
-        run(
-            "checking the firewall table",
-            &ruleset::table(self),
-            &["-c"],
-        )
-        .await
+        run("checking the firewall table", ruleset::table(self), &["-c"]).await
     }
 }
 
 /// Removes the table of a slot; there may be none.
 pub(crate) async fn remove(slot: Slot) -> Result<(), FirewallError> {
-    let mut batch = Batch::new();
+    let mut objects = Vec::new();
     // Adding first makes deleting right in both cases.
-    batch.add(table_of(slot));
-    batch.delete(table_of(slot));
-    apply("removing the firewall table", &batch.to_nftables()).await
+    add(&mut objects, table_of(slot));
+    delete(&mut objects, table_of(slot));
+    apply("removing the firewall table", objects).await
 }
 
 /// Whether the table of a slot is in force.
@@ -165,19 +186,41 @@ async fn list(arguments: &[&str]) -> Result<Vec<serde_json::Value>, FirewallErro
     )
 }
 
-async fn apply(operation: &'static str, rules: &Nftables<'_>) -> Result<(), FirewallError> {
-    run(operation, rules, &[]).await
+async fn apply(
+    operation: &'static str,
+    objects: Vec<NfObject<'static>>,
+) -> Result<(), FirewallError> {
+    run(operation, objects, &[]).await
 }
 
 async fn run(
     operation: &'static str,
-    rules: &Nftables<'_>,
+    objects: Vec<NfObject<'static>>,
     arguments: &[&str],
 ) -> Result<(), FirewallError> {
     let program = program()?;
+    let payload = payload(objects)
+        .map_err(|source| failed(operation)(NftablesError::NftInvalidJson(source)))?;
     let arguments = arguments.iter().copied();
-    let applied = nftables::helper::apply_ruleset_with_args_async(rules, Some(&program), arguments);
-    deadline(operation, applied).await
+    let applied = nftables::helper::apply_ruleset_raw_async(&payload, Some(&program), arguments);
+    deadline(operation, applied).await.map(|_| ())
+}
+
+/// The transaction as `nft` reads it. Our library has no word for the type of verdicts, and all our maps are to them.
+fn payload(objects: Vec<NfObject<'static>>) -> Result<String, serde_json::Error> {
+    let rules = Nftables {
+        objects: objects.into(),
+    };
+    let mut document = serde_json::to_value(&rules)?;
+    let objects = document
+        .get_mut("nftables")
+        .and_then(|all| all.as_array_mut());
+    for object in objects.into_iter().flatten() {
+        if let Some(map) = object.pointer_mut("/add/map/map") {
+            *map = "verdict".into();
+        }
+    }
+    serde_json::to_string(&document)
 }
 
 async fn deadline<T>(
@@ -223,4 +266,8 @@ fn program() -> Result<PathBuf, FirewallError> {
 
 fn add(objects: &mut Vec<NfObject<'static>>, object: NfListObject<'static>) {
     objects.push(NfObject::CmdObject(NfCmd::Add(object)));
+}
+
+fn delete(objects: &mut Vec<NfObject<'static>>, object: NfListObject<'static>) {
+    objects.push(NfObject::CmdObject(NfCmd::Delete(object)));
 }

@@ -1,15 +1,16 @@
 //! The table of an instance, rule by rule.
 
 use super::grammar::{
-    Expr, Stmt, accept, any, clamp_segment_size, ct, drop, equal, faster_than, fib, field, jump,
-    masked, masquerade, meta, more_connections_than, one_of, prefix, prohibit, redirect, reset,
-    socket_mark, text, unequal,
+    Expr, Stmt, accept, any, by_map, clamp_segment_size, count, ct, drop, equal, faster_than, fib,
+    field, jump, masked, masquerade, meta, more_connections_than, one_of, prefix, prohibit,
+    redirect, reset, socket_mark, text, unequal,
 };
-use super::{Firewall, SOCKET_MARK, add, table_of};
+use super::limits::{LIMIT_CHAINS, LIMITS, PROXIED, PROXY_CHAINS, RANGES};
+use super::{Firewall, SOCKET_MARK, add, delete, table_of};
 use ipnet::Ipv4Net;
 use nftables::expr::{Expression, FibFlag, FibResult, MetaKey};
 use nftables::schema::{
-    Chain, NfCmd, NfListObject, NfObject, Nftables, Rule, Set, SetFlag, SetType, SetTypeValue,
+    Chain, Map, NfListObject, NfObject, Rule, Set, SetFlag, SetType, SetTypeValue,
 };
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 use std::borrow::Cow;
@@ -42,20 +43,29 @@ const DESTINATION_NAT: i32 = -100;
 const BEFORE_FILTERS: i32 = -10;
 const SOURCE_NAT: i32 = 100;
 
+/// What of a VM's own ranges passes.
+pub(super) fn passes(set: &str) -> Vec<Stmt> {
+    vec![
+        equal(meta(MetaKey::L4proto), one_of(&["tcp", "udp"])),
+        equal(field("ip", "daddr"), text(format!("@{set}"))),
+        accept(),
+    ]
+}
+
 /// The transaction that puts the table in force.
-pub(super) fn table(firewall: &Firewall) -> Nftables<'static> {
+pub(super) fn table(firewall: &Firewall) -> Vec<NfObject<'static>> {
     let mut writer = Writer::new(firewall);
     writer.sets();
+    writer.maps();
     writer.refuse();
+    writer.limits();
     writer.source();
     writer.floor();
     writer.redirects();
     writer.input();
     writer.forward();
     writer.translate();
-    Nftables {
-        objects: Cow::Owned(writer.objects),
-    }
+    writer.objects
 }
 
 struct Writer<'a> {
@@ -71,11 +81,7 @@ impl<'a> Writer<'a> {
         };
         // Add, delete, add: the kernel sees one replacement, whether there was a table or not.
         add(&mut writer.objects, table_of(firewall.plan.slot()));
-        writer
-            .objects
-            .push(NfObject::CmdObject(NfCmd::Delete(table_of(
-                firewall.plan.slot(),
-            ))));
+        delete(&mut writer.objects, table_of(firewall.plan.slot()));
         add(&mut writer.objects, table_of(firewall.plan.slot()));
         writer
     }
@@ -115,6 +121,39 @@ impl<'a> Writer<'a> {
             comment: None,
         };
         add(&mut self.objects, NfListObject::Set(Box::new(set)));
+    }
+
+    fn maps(&mut self) {
+        for name in [LIMITS, PROXIED, RANGES] {
+            let map = Map {
+                family: NfFamily::INet,
+                table: self.name(),
+                name: name.into(),
+                set_type: SetTypeValue::Single(SetType::Ifname),
+                ..Map::default()
+            };
+            add(&mut self.objects, NfListObject::Map(Box::new(map)));
+        }
+    }
+
+    /// The chains that the maps lead to.
+    fn limits(&mut self) {
+        for (chain, ports) in LIMIT_CHAINS {
+            self.chain(chain);
+            self.rule(chain, vec![by_map(RANGES)]);
+            for port in ports {
+                self.rule(chain, vec![tcp_to(*port), accept()]);
+            }
+            self.rule(chain, vec![count(), refuse()]);
+        }
+        for (chain, ports) in PROXY_CHAINS {
+            self.chain(chain);
+            self.rule(chain, vec![by_map(RANGES)]);
+            for port in ports {
+                let proxy = redirect(self.firewall.proxy_port);
+                self.rule(chain, vec![tcp_to(*port), proxy]);
+            }
+        }
     }
 
     fn source(&mut self) {
@@ -206,6 +245,7 @@ impl<'a> Writer<'a> {
                 redirect(port),
             ],
         );
+        self.rule("redirects", vec![by_map(PROXIED)]);
     }
 
     fn input(&mut self) {
@@ -223,18 +263,15 @@ impl<'a> Writer<'a> {
         self.rule("to_host", vec![refuse()]);
         self.hook("input", NfHook::Input, BEFORE_FILTERS);
         self.rule("input", vec![self.comes_from_vm(), jump("to_host")]);
-        let port = Expression::Number(u32::from(self.firewall.resolver_port));
-        let (protocol, destination) = (dns().0, equal(field("th", "dport"), port));
-        self.rule(
-            "input",
-            vec![
-                self.comes_from_elsewhere(),
-                protocol,
-                destination,
-                ours(),
-                drop(),
-            ],
-        );
+        for port in [self.firewall.resolver_port, self.firewall.proxy_port] {
+            let port = Expression::Number(u32::from(port));
+            let (protocol, destination) = (dns().0, equal(field("th", "dport"), port));
+            let elsewhere = self.comes_from_elsewhere();
+            self.rule(
+                "input",
+                vec![elsewhere, protocol, destination, ours(), drop()],
+            );
+        }
     }
 
     fn forward(&mut self) {
@@ -242,6 +279,7 @@ impl<'a> Writer<'a> {
         self.chain("outbound");
         self.rule("outbound", vec![syn(), clamp_segment_size()]);
         self.rule("outbound", vec![floor_destination(), refuse()]);
+        self.rule("outbound", vec![by_map(LIMITS)]);
         self.chain("inbound");
         self.rule("inbound", vec![syn(), clamp_segment_size()]);
         self.rule("inbound", reply());
@@ -333,6 +371,10 @@ fn dns() -> (Stmt, Stmt) {
         equal(meta(MetaKey::L4proto), one_of(&["tcp", "udp"])),
         equal(field("th", "dport"), Expression::Number(DNS_PORT)),
     )
+}
+
+fn tcp_to(port: u32) -> Stmt {
+    equal(field("tcp", "dport"), Expression::Number(port))
 }
 
 fn refuse() -> Stmt {

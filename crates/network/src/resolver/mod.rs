@@ -4,24 +4,26 @@
 //! which a VM cannot choose, tells which VM asks. Questions go to the host's own resolvers as they are configured at that
 //! time; answers come back whole, without a cache of our own.
 //!
-//! The sockets are bound to all addresses, because a redirect leads to the address of the link that a packet came in
-//! by, and carry [`crate::firewall::SOCKET_MARK`]: the firewall lets nobody but VMs reach a socket with that mark.
+//! Under a policy that is not open, only questions for addresses are answered, and only for names that the policy
+//! reaches. The addresses that a VM was given for a name are remembered (see [`crate::egress`]): the proxy asks for them.
 //!
 //! Everything is bounded: packets a second (in the firewall), questions and connections of one VM and of all, their size
 //! and their time. A VM that floods the resolver meets its own bounds first.
 
-mod admission;
 mod message;
 mod upstream;
 
 pub(crate) use upstream::{SYSTEM, system_servers};
 
-use crate::firewall::SOCKET_MARK;
+use crate::admission::{Admission, Permit};
+use crate::egress::{Egress, Rule};
 use crate::plan::{Plan, VMS_PER_SLOT};
-use admission::{Admission, Permit};
+use crate::policy::Host;
+use crate::socket::{self, SocketError};
 use futures::{SinkExt, StreamExt};
-use message::{Question, Refusal, Transport};
-use socket2::{Domain, Protocol, Socket, Type};
+use hickory_resolver::proto::op::ResponseCode;
+use hickory_resolver::proto::rr::{DNSClass, RData, RecordType};
+use message::{Answer, Question, Refusal, Transport};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -44,28 +46,8 @@ const PACKET: usize = 4096;
 /// The port that slot 0 would have; the port is the same at every start if it is free, so that a VM's resolver that
 /// keeps its socket is understood again after a restart.
 const FIRST_PORT: u16 = 15_300;
-const RECEIVE_BUFFER: usize = 1 << 20;
 /// How long accepting pauses when the process has no file descriptor left.
 const EXHAUSTED: Duration = Duration::from_millis(50);
-
-/// Why the resolver's sockets could not be made.
-#[derive(Debug, thiserror::Error)]
-pub enum ResolverError {
-    /// The socket cannot be opened or bound.
-    #[error("binding the resolver's {protocol} socket to port {port}")]
-    Bind {
-        /// UDP or TCP.
-        protocol: &'static str,
-        /// The port; 0 is any.
-        port: u16,
-        /// The system's error.
-        #[source]
-        source: io::Error,
-    },
-    /// The socket's mark cannot be set.
-    #[error("marking the resolver's socket. FIX: run as root with CAP_NET_ADMIN")]
-    Mark(#[source] io::Error),
-}
 
 /// The sockets, before they are served.
 pub(crate) struct Sockets {
@@ -76,44 +58,29 @@ pub(crate) struct Sockets {
 
 impl Sockets {
     /// Binds both to one port.
-    pub(crate) fn bind(plan: &Plan) -> Result<Self, ResolverError> {
+    pub(crate) fn bind(plan: &Plan) -> Result<Self, SocketError> {
         let usual = FIRST_PORT + plan.slot().number();
         // A random port that UDP gets may be taken for TCP; a few tries make that improbable.
         let tries = [usual, 0, 0, 0, 0];
         let mut last = None;
         for port in tries {
             match Self::bind_to(port) {
-                Err(error @ ResolverError::Bind { .. }) => last = Some(error),
+                Err(error @ SocketError::Bind { .. }) => last = Some(error),
                 done => return done,
             }
         }
-        Err(last.unwrap_or(ResolverError::Mark(io::ErrorKind::AddrInUse.into())))
+        Err(last.unwrap_or(SocketError::Mark(io::ErrorKind::AddrInUse.into())))
     }
 
-    fn bind_to(port: u16) -> Result<Self, ResolverError> {
-        let udp_failed = |source| ResolverError::Bind {
+    fn bind_to(port: u16) -> Result<Self, SocketError> {
+        let failed = |source| SocketError::Bind {
             protocol: "UDP",
             port,
             source,
         };
-        let socket = marked(Type::DGRAM, Protocol::UDP, udp_failed)?;
-        socket
-            .set_recv_buffer_size(RECEIVE_BUFFER)
-            .map_err(udp_failed)?;
-        bind(&socket, port).map_err(udp_failed)?;
-        let udp = UdpSocket::from_std(socket.into()).map_err(udp_failed)?;
-        let port = udp.local_addr().map_err(udp_failed)?.port();
-
-        let tcp_failed = |source| ResolverError::Bind {
-            protocol: "TCP",
-            port,
-            source,
-        };
-        let socket = marked(Type::STREAM, Protocol::TCP, tcp_failed)?;
-        socket.set_reuse_address(true).map_err(tcp_failed)?;
-        bind(&socket, port).map_err(tcp_failed)?;
-        socket.listen(1024).map_err(tcp_failed)?;
-        let tcp = TcpListener::from_std(socket.into()).map_err(tcp_failed)?;
+        let udp = socket::receive(port)?;
+        let port = udp.local_addr().map_err(failed)?.port();
+        let tcp = socket::listen(port)?;
         Ok(Self { udp, tcp, port })
     }
 
@@ -126,6 +93,7 @@ impl Sockets {
     pub(crate) fn serve(
         self,
         plan: Plan,
+        egress: Arc<Egress>,
         upstream: Option<Vec<SocketAddr>>,
         tracker: &TaskTracker,
         stop: CancellationToken,
@@ -134,6 +102,7 @@ impl Sockets {
         let upstream = Arc::new(Upstream::new(upstream, in_flight));
         let service = Service {
             plan,
+            egress,
             upstream,
             tracker: tracker.clone(),
             stop,
@@ -143,24 +112,10 @@ impl Sockets {
     }
 }
 
-fn marked(
-    kind: Type,
-    protocol: Protocol,
-    failed: impl Fn(io::Error) -> ResolverError,
-) -> Result<Socket, ResolverError> {
-    let socket = Socket::new(Domain::IPV4, kind, Some(protocol)).map_err(&failed)?;
-    socket.set_nonblocking(true).map_err(&failed)?;
-    socket.set_mark(SOCKET_MARK).map_err(ResolverError::Mark)?;
-    Ok(socket)
-}
-
-fn bind(socket: &Socket, port: u16) -> io::Result<()> {
-    socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())
-}
-
 #[derive(Clone)]
 struct Service {
     plan: Plan,
+    egress: Arc<Egress>,
     upstream: Arc<Upstream>,
     tracker: TaskTracker,
     stop: CancellationToken,
@@ -175,17 +130,79 @@ impl Service {
         }
     }
 
+    /// The VM that asks, with a place.
+    fn enter(&self, admission: &Arc<Admission>, from: SocketAddr) -> Option<(u16, Permit)> {
+        let vm = self.vm(from)?;
+        Some((vm, admission.enter(vm)?))
+    }
+
     /// The answer to a packet, if it gets one.
-    async fn answer(&self, packet: &[u8], transport: Transport) -> Option<Vec<u8>> {
+    async fn answer(&self, vm: u16, packet: &[u8], transport: Transport) -> Option<Vec<u8>> {
         match Question::read(packet) {
             Ok(question) => {
-                let answer = self.upstream.ask(&question).await;
+                let answer = self.look_up(vm, &question).await;
                 question.reply(answer, transport)
             }
             Err(Refusal::Reply(reply)) => Some(reply),
             Err(Refusal::Silence) => None,
         }
     }
+
+    /// What the VM may know about a question.
+    async fn look_up(&self, vm: u16, question: &Question) -> Answer {
+        let name = match Host::read(&question.query.name().to_ascii()) {
+            Some(Host::Name(name)) => Some(name),
+            Some(Host::Address) | None => None,
+        };
+        if let Err(answer) = self.judge(vm, name.as_deref(), question) {
+            return answer;
+        }
+        let answer = self.upstream.ask(question).await;
+        // The policy may have changed meanwhile.
+        if let Err(refusal) = self.judge(vm, name.as_deref(), question) {
+            return refusal;
+        }
+        if let Some(name) = name
+            && question.query.query_type() == RecordType::A
+        {
+            self.egress.pin(vm, &name, &addresses(&answer));
+        }
+        answer
+    }
+
+    /// Whether a question may be asked; else the answer without asking.
+    fn judge(&self, vm: u16, name: Option<&str>, question: &Question) -> Result<(), Answer> {
+        let policy = self.egress.policy(vm);
+        if policy.is_open() {
+            return Ok(());
+        }
+        let refuse = |rule| {
+            let name = question.query.name().to_ascii();
+            self.egress.refused(vm, rule, &name, None);
+            Err(Answer::empty(ResponseCode::Refused))
+        };
+        if !name.is_some_and(|name| policy.resolves(name)) {
+            return refuse(Rule::Name);
+        }
+        match question.query.query_type() {
+            _ if question.query.query_class() != DNSClass::IN => refuse(Rule::Question),
+            RecordType::A => Ok(()),
+            // VMs have no IPv6, and hints about a server's ways must not lead around its name.
+            RecordType::AAAA | RecordType::HTTPS | RecordType::SVCB => {
+                Err(Answer::empty(ResponseCode::NoError))
+            }
+            _ => refuse(Rule::Question),
+        }
+    }
+}
+
+/// The addresses of an answer, with their time.
+fn addresses(answer: &Answer) -> Vec<(Ipv4Addr, Duration)> {
+    let of = |record: &hickory_resolver::proto::rr::Record| match &record.data {
+        RData::A(address) => Some((address.0, Duration::from_secs(record.ttl.into()))),
+        _ => None,
+    };
+    answer.answers.iter().filter_map(of).collect()
 }
 
 async fn serve_udp(service: Service, socket: UdpSocket) {
@@ -206,7 +223,7 @@ async fn serve_udp(service: Service, socket: UdpSocket) {
             }
         };
         // Over the limit there is no answer: the VM's own retry is the pressure back.
-        let Some(permit) = service.vm(from).and_then(|vm| admission.enter(vm)) else {
+        let Some((vm, permit)) = service.enter(&admission, from) else {
             continue;
         };
         let packet = buffer[..size].to_vec();
@@ -214,7 +231,7 @@ async fn serve_udp(service: Service, socket: UdpSocket) {
         service.tracker.clone().spawn(async move {
             let reply = tokio::select! {
                 () = service.stop.cancelled() => None,
-                reply = service.answer(&packet, Transport::Udp) => reply,
+                reply = service.answer(vm, &packet, Transport::Udp) => reply,
             };
             if let Some(reply) = reply
                 && let Err(error) = socket.send_to(&reply, from).await
@@ -235,14 +252,14 @@ async fn serve_tcp(service: Service, listener: TcpListener) {
         };
         match accepted {
             Ok((stream, from)) => {
-                let Some(permit) = service.vm(from).and_then(|vm| admission.enter(vm)) else {
+                let Some((vm, permit)) = service.enter(&admission, from) else {
                     continue;
                 };
                 let service = service.clone();
                 service
                     .tracker
                     .clone()
-                    .spawn(converse(service, stream, permit));
+                    .spawn(converse(service, vm, stream, permit));
             }
             Err(error) => {
                 tracing::warn!(%error, "accepting a DNS connection");
@@ -253,14 +270,14 @@ async fn serve_tcp(service: Service, listener: TcpListener) {
 }
 
 /// Answers the questions of one connection, one after the other.
-async fn converse(service: Service, stream: TcpStream, permit: Permit) {
+async fn converse(service: Service, vm: u16, stream: TcpStream, permit: Permit) {
     let mut frames = LengthDelimitedCodec::builder()
         .length_field_type::<u16>()
         .max_frame_length(usize::from(u16::MAX))
         .new_framed(stream);
     let conversation = async {
         while let Ok(Some(Ok(packet))) = timeout(PATIENCE, frames.next()).await {
-            let Some(reply) = service.answer(&packet, Transport::Tcp).await else {
+            let Some(reply) = service.answer(vm, &packet, Transport::Tcp).await else {
                 break;
             };
             match timeout(PATIENCE, frames.send(Bytes::from(reply))).await {

@@ -9,7 +9,10 @@
 
 mod dns;
 mod egress;
+mod internet;
 mod lifecycle;
 mod place;
+mod policy;
+mod proxy;
 mod server;
 mod world;

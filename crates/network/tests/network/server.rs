@@ -1,5 +1,6 @@
 //! The servers of the outside: TCP and UDP ones that tell who is calling, and a small DNS server.
 
+use crate::internet::{ATTACKER, GOOD, REGISTRY};
 use hickory_resolver::proto::op::{Message, MessageType, OpCode, ResponseCode};
 use hickory_resolver::proto::rr::rdata::{A, SOA};
 use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
@@ -86,7 +87,19 @@ fn dns_answer(packet: &[u8]) -> Option<Message> {
     answer.metadata.recursion_available = true;
     answer.add_query(question);
     let address = |last: Ipv4Addr| Record::from_rdata(name.clone(), 60, RData::A(A(last)));
-    match name.to_ascii().as_str() {
+    match name.to_ascii().to_ascii_lowercase().as_str() {
+        "evil.test." => {
+            answer.add_answer(address(ATTACKER));
+        }
+        "pypi.org." => {
+            answer.add_answer(address(REGISTRY));
+        }
+        known if known.ends_with("allowed.test.") || known.ends_with("wild.test.") => {
+            answer.add_answer(address(GOOD));
+        }
+        "xn--bcher-kva.test." => {
+            answer.add_answer(address(GOOD));
+        }
         "silent.test." => return None,
         "missing.test." => {
             answer.metadata.response_code = ResponseCode::NXDomain;
@@ -106,11 +119,16 @@ fn dns_answer(packet: &[u8]) -> Option<Message> {
 
 /// A query for an IPv4 address.
 pub fn query(name: &str) -> Vec<u8> {
+    question(name, RecordType::A)
+}
+
+/// A query.
+pub fn question(name: &str, kind: RecordType) -> Vec<u8> {
     use hickory_resolver::proto::op::Query;
     let mut message = Message::query();
     message.metadata.recursion_desired = true;
     let name = Name::from_ascii(name).expect("a name");
-    message.add_query(Query::query(name, RecordType::A));
+    message.add_query(Query::query(name, kind));
     message.to_vec().expect("a query can be written")
 }
 

@@ -3,7 +3,8 @@
 use crate::place::{Place, enter_new_namespace, shell};
 use crate::server;
 use hickory_resolver::proto::op::Message;
-use instavm_network::{Link, Network, NetworkConfig, Slot};
+use hickory_resolver::proto::rr::RecordType;
+use instavm_network::{Link, Network, NetworkConfig, Policy, Slot};
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
@@ -103,6 +104,20 @@ impl Instance {
         }
     }
 
+    /// Opens it as after a restart, with the policies of VMs that live.
+    pub async fn adopt(
+        config: NetworkConfig,
+        policies: impl IntoIterator<Item = (u16, Policy)>,
+    ) -> Self {
+        let tracker = TaskTracker::new();
+        let stop = CancellationToken::new();
+        let network = Network::open_with(config, policies, &tracker, &stop).await;
+        Self {
+            network: network.expect("opening the network"),
+            tracker,
+        }
+    }
+
     /// Ends it as a daemon does; links and firewall stay.
     pub async fn close(self) {
         self.network.close();
@@ -162,13 +177,18 @@ impl Vm {
 
     /// Asks the VM's resolver by UDP.
     pub async fn resolve(&self, name: &'static str) -> io::Result<Message> {
+        self.ask(name, RecordType::A).await
+    }
+
+    /// Asks the VM's resolver for records of any kind.
+    pub async fn ask(&self, name: &'static str, kind: RecordType) -> io::Result<Message> {
         let resolver = SocketAddr::from((self.link.gateway, 53));
         self.place
             .run(move || {
                 let socket = UdpSocket::bind("0.0.0.0:0")?;
                 socket.connect(resolver)?;
                 socket.set_read_timeout(Some(PATIENCE))?;
-                socket.send(&server::query(name))?;
+                socket.send(&server::question(name, kind))?;
                 let mut buffer = [0; 4096];
                 let size = socket.recv(&mut buffer)?;
                 Message::from_vec(&buffer[..size]).map_err(io::Error::other)
@@ -196,6 +216,17 @@ impl Echo {
         let mut answer = String::new();
         self.0.read_line(&mut answer).expect("reading");
         assert_eq!(answer.trim_end(), line);
+    }
+
+    /// Sends a line to a peer that must not be there any more; how that failed, or nothing if it came back.
+    pub fn broken(&mut self) -> Option<io::Error> {
+        let mut answer = String::new();
+        let sent = writeln!(self.0.get_mut(), "is anybody there?");
+        match sent.and_then(|()| self.0.read_line(&mut answer)) {
+            Ok(0) => Some(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => None,
+            Err(error) => Some(error),
+        }
     }
 }
 
