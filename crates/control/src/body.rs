@@ -1,6 +1,7 @@
 //! Bodies of requests: read within bounds of size, time and memory, then parsed. Every refusal is a [`Problem`].
 
 use crate::error::{Kind, Problem};
+use crate::idempotency::{self, BodyDigest};
 use crate::{Platform, Settings, refusal};
 use axum::body::Body;
 use axum::extract::rejection::FormRejection;
@@ -9,6 +10,7 @@ use axum::http::{HeaderMap, header};
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt, stream};
 use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,6 +56,8 @@ impl Bodies {
 /// A JSON object of an authenticated caller. Its memory counts until the request has been answered.
 pub(crate) struct JsonBody<T> {
     pub value: T,
+    /// Of its bytes, when the request may be sent again.
+    pub digest: BodyDigest,
     /// When its last byte came.
     pub arrived: Instant,
     _held: Option<OwnedSemaphorePermit>,
@@ -64,6 +68,7 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<Platform> for JsonBody<T>
 
     async fn from_request(request: Request, platform: &Platform) -> Result<Self, Problem> {
         let limit = platform.settings.body_limit;
+        let is_repeatable = request.headers().contains_key(idempotency::HEADER);
         let read = read(request, platform, limit, &platform.bodies.callers).await?;
         let Read {
             bytes,
@@ -71,6 +76,7 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<Platform> for JsonBody<T>
             held,
         } = read;
         Ok(JsonBody {
+            digest: digest(is_repeatable, &bytes),
             value: parsed(bytes).await?,
             arrived,
             _held: held,
@@ -79,15 +85,17 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<Platform> for JsonBody<T>
 }
 
 /// A JSON object whose sender is not known before it is read.
-pub(crate) struct AnonymousBody<T>(pub T);
+pub(crate) struct AnonymousBody<T>(pub T, pub BodyDigest);
 
 impl<T: DeserializeOwned + Send + 'static> FromRequest<Platform> for AnonymousBody<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, platform: &Platform) -> Result<Self, Problem> {
         let limit = platform.settings.body_limit.min(ANONYMOUS_LIMIT);
+        let is_repeatable = request.headers().contains_key(idempotency::HEADER);
         let read = read(request, platform, limit, &platform.bodies.anonymous).await?;
-        Ok(AnonymousBody(parsed(read.bytes).await?))
+        let digest = digest(is_repeatable, &read.bytes);
+        Ok(AnonymousBody(parsed(read.bytes).await?, digest))
     }
 }
 
@@ -112,6 +120,14 @@ impl<T: DeserializeOwned> FromRequest<Platform> for FormBody<T> {
             )),
             Err(error) => Err(refusal::of_form(&error.body_text())),
         }
+    }
+}
+
+fn digest(is_repeatable: bool, bytes: &[u8]) -> BodyDigest {
+    if is_repeatable {
+        Sha256::digest(bytes).into()
+    } else {
+        BodyDigest::default()
     }
 }
 

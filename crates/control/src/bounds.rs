@@ -9,6 +9,8 @@ use std::ops::RangeInclusive;
 const ENVIRONMENT_LIMIT: usize = 512 << 10;
 /// Bytes of a single variable, which the kernel limits to 128 KiB.
 const VARIABLE_LIMIT: usize = 127 << 10;
+/// Characters of a name that several things may have.
+const LABEL_LIMIT: usize = 256;
 /// Bytes of metadata as JSON.
 const METADATA_LIMIT: usize = 256 << 10;
 
@@ -41,26 +43,34 @@ pub(crate) fn number(
 pub(crate) fn environment(
     given: BTreeMap<String, Variable>,
 ) -> Result<BTreeMap<String, String>, Problem> {
+    environment_of("env", given)
+}
+
+/// A checked environment, given in a field of this name.
+pub(crate) fn environment_of(
+    field: &str,
+    given: BTreeMap<String, Variable>,
+) -> Result<BTreeMap<String, String>, Problem> {
     let mut total = 0;
     let mut environment = BTreeMap::new();
     for (name, Variable(value)) in given {
         let shown: String = name.chars().take(64).collect();
         if name.is_empty() || name.contains(['=', '\0']) {
             return Err(Problem::invalid(
-                "env",
+                field,
                 format!("the name {shown:?} must not be empty nor hold '=' or NUL"),
             ));
         }
         if value.contains('\0') {
             return Err(Problem::invalid(
-                "env",
+                field,
                 format!("the value of {shown:?} must not hold NUL"),
             ));
         }
         let size = name.len() + value.len();
         if size > VARIABLE_LIMIT {
             return Err(Problem::invalid(
-                "env",
+                field,
                 format!(
                     "{shown:?} has {size} bytes and the limit is {VARIABLE_LIMIT}; put it into a file"
                 ),
@@ -71,11 +81,23 @@ pub(crate) fn environment(
     }
     if total > ENVIRONMENT_LIMIT {
         return Err(Problem::invalid(
-            "env",
+            field,
             format!("has {total} bytes and the limit is {ENVIRONMENT_LIMIT}"),
         ));
     }
     Ok(environment)
+}
+
+/// A name that several things may have; absent is empty.
+pub(crate) fn label(field: &str, given: Option<String>) -> Result<String, Problem> {
+    let name = given.unwrap_or_default();
+    if name.chars().count() > LABEL_LIMIT || name.chars().any(char::is_control) {
+        return Err(Problem::invalid(
+            field,
+            format!("must be at most {LABEL_LIMIT} characters, without control characters"),
+        ));
+    }
+    Ok(name)
 }
 
 /// Checked metadata.

@@ -19,6 +19,9 @@
 //!
 //! vm::service, likewise:
 //! recorded(&Database)                          -> Result<Vec<RecordedVm>, StoreError>  the VMs that have not ended
+//!
+//! snapshot::service, volume::service and mount::service have a `recorded` too: the snapshots, the volumes with their
+//! checkpoints, and the mounts of VMs that have not ended.
 //! ```
 //!
 //! Platform and Settings are plain values; [`Settings::default`] holds the documented defaults.
@@ -27,15 +30,19 @@
 pub mod api_key;
 mod body;
 mod bounds;
+pub mod checkpoint;
 mod clock;
 mod error;
+mod exclusive;
 pub mod execution;
 mod extract;
 pub mod file;
 mod health;
+mod idempotency;
 mod index;
 mod live;
 mod metrics;
+pub mod mount;
 pub mod openapi;
 mod platform;
 mod pty;
@@ -44,9 +51,12 @@ mod refusal;
 mod router;
 pub mod session;
 mod settings;
+pub mod snapshot;
+mod space;
 pub mod ssh_key;
 pub mod user;
 pub mod vm;
+pub mod volume;
 
 pub use platform::{Dependencies, Platform, StartError};
 pub use settings::Settings;

@@ -225,7 +225,9 @@ pub(crate) async fn show(State(platform): State<Platform>) -> Result<Response, P
     metrics.disk_used.set(gauge(node.disk_used_bytes));
     metrics.disk_total.set(gauge(node.disk_total_bytes));
     if let Some(scrub) = node.last_scrub {
-        metrics.scrub_finished.set(scrub.finished_micros / 1_000_000);
+        metrics
+            .scrub_finished
+            .set(scrub.finished_micros / 1_000_000);
         metrics.scrub_errors.set(gauge(scrub.errors));
     }
     metrics

@@ -2,10 +2,12 @@
 
 use crate::api_key::service::Keys;
 use crate::body::Bodies;
-use crate::error::Chain;
+use crate::error::{Chain, Problem};
+use crate::exclusive::Exclusive;
 use crate::execution::answer::Answers;
 use crate::live::Live;
 use crate::metrics::Metrics;
+use crate::snapshot::build::Builds;
 use crate::{Settings, openapi, reconcile, router};
 use axum::Router;
 use instavm_node_api::Node;
@@ -61,6 +63,8 @@ pub struct Inner {
     pub(crate) metrics: Metrics,
     pub(crate) answers: Answers,
     pub(crate) bodies: Bodies,
+    pub(crate) builds: Builds,
+    pub(crate) exclusive: Exclusive,
     /// Everything that runs beside requests.
     pub(crate) tracker: TaskTracker,
     /// Tells it to end.
@@ -106,6 +110,8 @@ impl Platform {
                 database,
                 node,
                 bodies: Bodies::new(&settings),
+                builds: Builds::new(&settings),
+                exclusive: Exclusive::default(),
                 settings,
                 keys: Keys::default(),
                 live: Live::default(),
@@ -134,6 +140,18 @@ impl Platform {
     /// [`StoreError`] when they cannot be read; then every key is looked up when it is next used.
     pub async fn reload_accounts(&self) -> Result<(), StoreError> {
         self.keys.reload(&self.database).await
+    }
+
+    /// Does something to its end, whatever becomes of the caller.
+    pub(crate) async fn carry_out<T: Send + 'static>(
+        &self,
+        what: &str,
+        work: impl Future<Output = Result<T, Problem>> + Send + 'static,
+    ) -> Result<T, Problem> {
+        self.tracker
+            .spawn(work)
+            .await
+            .map_err(|error| Problem::internal(what, error))?
     }
 
     /// Ends what runs beside requests: VMs that are being made or ended are waited for, executions in the background

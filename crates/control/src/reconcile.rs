@@ -4,10 +4,13 @@ use crate::Platform;
 use crate::clock::Moment;
 use crate::error::Chain;
 use crate::execution::{rows as execution_rows, service as executions};
+use crate::idempotency;
 use crate::session::rows as session_rows;
+use crate::snapshot::{reconcile as snapshots, rows as snapshot_rows};
 use crate::user::rows as user_rows;
 use crate::vm::service::{self as vms, Vm, VmStatus};
 use crate::vm::{rows as vm_rows, service::ending_word};
+use crate::volume::reconcile as volumes;
 use instavm_node_api::{Ending, VmId, VmInfo, VmState};
 use instavm_store::StoreError;
 use std::collections::{HashMap, HashSet};
@@ -36,6 +39,8 @@ pub(crate) async fn start(platform: &Platform) -> Result<(), StoreError> {
     let changes = user_rows::changes(&platform.database).await?;
     platform.reload_accounts().await?;
     adopt(platform).await?;
+    snapshots::start(platform).await?;
+    volumes::start(platform).await?;
     for record in execution_rows::unfinished(&platform.database).await? {
         executions::follow(platform, record);
     }
@@ -64,7 +69,7 @@ async fn adopt(platform: &Platform) -> Result<(), StoreError> {
     for vm in vm_rows::all_live(&platform.database).await? {
         match present.remove(&vm.id) {
             Some(info) => adopt_one(platform, vm, &info).await?,
-            None => vm_rows::end(&platform.database, &lost(&vm)).await?,
+            None => vms::note_end(platform, &lost(&vm)).await?,
         }
     }
     for id in present.into_keys() {
@@ -83,7 +88,7 @@ async fn adopt_one(platform: &Platform, vm: Vm, info: &VmInfo) -> Result<(), Sto
         // Its end was asked for and not carried out.
         terminate(platform, &vm.id).await;
         let word = ending_word(Ending::Killed);
-        return vm_rows::end(&platform.database, &vm.ended(VmStatus::Terminated, word)).await;
+        return vms::note_end(platform, &vm.ended(VmStatus::Terminated, word)).await;
     };
     let session = platform.live.keep_session(found.session);
     if platform.live.admit(&vm.id, &session, usize::MAX).is_err() {
@@ -160,6 +165,16 @@ async fn compare(platform: &Platform) {
     }
 }
 
+/// Brings the records of snapshots and volumes in line with what the node has.
+async fn compare_disks(platform: &Platform) {
+    if let Err(error) = snapshots::compare(platform).await {
+        tracing::error!(error = %Chain(&error), "comparing the snapshots failed; again soon");
+    }
+    if let Err(error) = volumes::compare(platform).await {
+        tracing::error!(error = %Chain(&error), "comparing the volumes failed; again soon");
+    }
+}
+
 async fn tick(platform: Platform, mut changes: i64) {
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -175,6 +190,7 @@ async fn tick(platform: Platform, mut changes: i64) {
         }
         if count % COMPARE == 0 {
             compare(&platform).await;
+            compare_disks(&platform).await;
             platform.live.sweep();
         }
         if count % CLEAR == 1 {
@@ -210,5 +226,8 @@ async fn clear(platform: &Platform) {
 async fn clear_vms(platform: &Platform, before: Moment) -> Result<(), StoreError> {
     while vm_rows::drop_old(&platform.database, before, CLEAR_AT_ONCE).await? > 0 {}
     while session_rows::drop_old(&platform.database, before, CLEAR_AT_ONCE).await? > 0 {}
+    while snapshot_rows::drop_old(&platform.database, before, CLEAR_AT_ONCE).await? > 0 {}
+    let before = Moment::now().minus(platform.settings.request_retention);
+    while idempotency::drop_old(&platform.database, before, CLEAR_AT_ONCE).await? > 0 {}
     Ok(())
 }

@@ -22,6 +22,32 @@ pub struct Settings {
     pub vcpu_range: RangeInclusive<u32>,
     /// The root disk's limit.
     pub disk_bytes: u64,
+    /// Bytes that one account may take: the quotas of its volumes, and what its snapshots hold.
+    pub account_disk_bytes: u64,
+    /// Bytes that a volume's quota may be.
+    pub volume_quota_range: RangeInclusive<u64>,
+    /// Volumes that one account may have.
+    pub volumes_per_account: usize,
+    /// Checkpoints that one volume may have.
+    pub checkpoints_per_volume: usize,
+    /// Snapshots that one account may have.
+    pub snapshots_per_account: usize,
+    /// Volumes that one VM may have mounted.
+    pub mounts_per_vm: usize,
+    /// Snapshots that one account may have built at once.
+    pub builds_per_account: usize,
+    /// Snapshots that are built at once; further ones wait.
+    pub builds_at_once: usize,
+    /// How often a build is begun that fails on the platform's side or is cut off by its end.
+    pub build_attempts: u32,
+    /// MiB of memory of a VM that builds when the caller names none.
+    pub build_memory_default_mb: u32,
+    /// Between two attempts at something that failed on the platform's side.
+    pub retry_pause: Duration,
+    /// How long a disk may take to be kept as a snapshot when its VM has ended.
+    pub keep_patience: Duration,
+    /// How long the answer to a request is kept that may be repeated under its key.
+    pub request_retention: Duration,
     /// VMs that one account may have at a time.
     pub vms_per_account: usize,
     /// Bytes of a JSON or form body.
@@ -61,6 +87,19 @@ impl Default for Settings {
             vcpu_default: 2,
             vcpu_range: 1..=8,
             disk_bytes: 10 << 30,
+            account_disk_bytes: 100 << 30,
+            volume_quota_range: 1 << 20..=100 << 30,
+            volumes_per_account: 1_000,
+            checkpoints_per_volume: 1_000,
+            snapshots_per_account: 1_000,
+            mounts_per_vm: 16,
+            builds_per_account: 4,
+            builds_at_once: 2,
+            build_attempts: 3,
+            build_memory_default_mb: 512,
+            retry_pause: Duration::from_secs(1),
+            keep_patience: Duration::from_secs(120),
+            request_retention: Duration::from_secs(86_400),
             vms_per_account: 1_000,
             body_limit: 16 << 20,
             body_memory: 512 << 20,

@@ -67,6 +67,31 @@ impl Transaction {
         }
     }
 
+    /// Reads rows.
+    ///
+    /// # Errors
+    /// [`StoreError::Statement`], [`StoreError::Late`].
+    pub async fn fetch(
+        &mut self,
+        statement: &'static str,
+        values: Vec<Value>,
+    ) -> Result<Vec<Row>, StoreError> {
+        match &mut self.0 {
+            Kind::Sqlite(inner) => {
+                let connection: &mut SqliteConnection = inner;
+                let query = sqlite(statement, values);
+                let rows = answered(statement, query.fetch_all(connection)).await?;
+                Ok(rows.into_iter().map(Row::from).collect())
+            }
+            Kind::Postgres(inner) => {
+                let connection: &mut PgConnection = inner;
+                let query = postgres(statement, values);
+                let rows = in_time(statement, query.fetch_all(connection)).await?;
+                Ok(rows.into_iter().map(Row::from).collect())
+            }
+        }
+    }
+
     /// Raises the named counter and returns its new value: an id that was never used before. Nobody else raises the
     /// counter until this transaction ends.
     ///

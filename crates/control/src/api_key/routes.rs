@@ -6,6 +6,7 @@ use crate::body::JsonBody;
 use crate::clock::Moment;
 use crate::error::Problem;
 use crate::extract::{Caller, NumberId};
+use crate::idempotency::{Attempt, Repeatable, once};
 use axum::Json;
 use axum::extract::State;
 use instavm_api::ErrorBody;
@@ -34,11 +35,13 @@ fn record(key: ApiKey) -> api::ApiKey {
 /// Makes a key. Its text is in this answer and nowhere else.
 #[utoipa::path(
     post, path = "/v1/api-keys/", tag = "api_key", security(("api_key" = [])), request_body = api::CreateApiKey,
+    params(("Idempotency-Key" = Option<String>, Header, description = "Sent again under its key, it is carried out once")),
     responses(
         (status = 200, description = "The key", body = api::NewApiKey),
         (status = 400, description = "Malformed JSON", body = ErrorBody),
         (status = 401, description = "No valid key", body = ErrorBody),
         (status = 408, description = "The body came too slowly", body = ErrorBody),
+        (status = 409, description = "The same request is under way", body = ErrorBody),
         (status = 413, description = "The body is over the limit", body = ErrorBody),
         (status = 422, description = "A field is wrong", body = ErrorBody),
         (status = 503, description = "Too many long requests are being read; see Retry-After", body = ErrorBody),
@@ -47,13 +50,31 @@ fn record(key: ApiKey) -> api::ApiKey {
 async fn create(
     State(platform): State<Platform>,
     caller: Caller,
-    JsonBody { value: request, .. }: JsonBody<api::CreateApiKey>,
+    repeatable: Repeatable,
+    JsonBody {
+        value: request,
+        digest,
+        ..
+    }: JsonBody<api::CreateApiKey>,
 ) -> Result<Json<api::NewApiKey>, Problem> {
+    let account_id = caller.account_id;
     let description = request.description.unwrap_or_default();
-    let (api_key, key) = service::create(&platform, caller.account_id, &description).await?;
+    let there = platform.clone();
+    let work = move |attempt: Attempt| async move {
+        let text = service::new_key(&attempt);
+        if attempt.is_repeated
+            && let Some(key) = service::made_before(&there, account_id, &text).await?
+        {
+            return Ok(record(key));
+        }
+        let key = service::create(&there, account_id, &text, &description).await?;
+        Ok(record(key))
+    };
+    let answered = once(&platform, account_id, repeatable, digest, work).await?;
     Ok(Json(api::NewApiKey {
-        api_key,
-        record: record(key),
+        // It is stored nowhere: of a request that may be sent again it comes out the same again.
+        api_key: service::new_key(&answered.attempt),
+        record: answered.answer,
     }))
 }
 

@@ -5,6 +5,7 @@ use crate::Platform;
 use crate::clock::Moment;
 use crate::error::{Kind, Problem};
 use crate::extract::Caller;
+use crate::idempotency::Attempt;
 use instavm_store::{Database, StoreError};
 use rand::Rng;
 use sha2::{Digest, Sha256};
@@ -161,18 +162,35 @@ fn check_description(description: &str) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Makes a key; returns its text, which is kept nowhere.
+/// The text of the key that a request makes.
+pub(crate) fn new_key(attempt: &Attempt) -> String {
+    format!("{PREFIX}{}", attempt.secret(RANDOM))
+}
+
+/// Makes a key of this text, which is kept nowhere.
 pub(crate) async fn create(
     platform: &Platform,
     account_id: i64,
+    text: &str,
     description: &str,
-) -> Result<(String, ApiKey), Problem> {
+) -> Result<ApiKey, Problem> {
     check_description(description)?;
-    let key = random_key();
     let mut transaction = platform.database.begin().await?;
-    let record = rows::insert(&mut transaction, account_id, &key, description).await?;
+    let record = rows::insert(&mut transaction, account_id, text, description).await?;
     transaction.commit().await?;
-    Ok((key, record))
+    Ok(record)
+}
+
+/// The key of this text, if an earlier carrying out of the same request has made it.
+pub(crate) async fn made_before(
+    platform: &Platform,
+    account_id: i64,
+    text: &str,
+) -> Result<Option<ApiKey>, Problem> {
+    let Some(identity) = rows::find_valid(&platform.database, &hash(text)).await? else {
+        return Ok(None);
+    };
+    Ok(rows::find(&platform.database, account_id, identity.key_id).await?)
 }
 
 fn with_use(platform: &Platform, mut key: ApiKey) -> ApiKey {

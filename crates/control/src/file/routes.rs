@@ -24,9 +24,9 @@ use utoipa_axum::routes;
 /// Bytes of a text part.
 const TEXT_LIMIT: usize = 16 << 10;
 /// Bytes that the parts of an upload may have beside the file.
-const FRAME_LIMIT: u64 = 1 << 20;
+pub(crate) const FRAME_LIMIT: u64 = 1 << 20;
 /// How long the rest of a refused upload is read, so that its sender gets to see the answer.
-const DRAIN_TIME: Duration = Duration::from_secs(10);
+pub(crate) const DRAIN_TIME: Duration = Duration::from_secs(10);
 
 pub(crate) fn routes() -> OpenApiRouter<Platform> {
     OpenApiRouter::new()
@@ -118,7 +118,7 @@ fn missing(name: &str) -> Problem {
     )
 }
 
-fn broken() -> Problem {
+pub(crate) fn broken() -> Problem {
     Problem::new(
         Kind::Malformed,
         "the multipart body is malformed, broke off, or paused for too long",
@@ -126,7 +126,7 @@ fn broken() -> Problem {
 }
 
 /// A short text part.
-async fn text(name: &str, mut field: Field<'_>) -> Result<String, Problem> {
+pub(crate) async fn text(name: &str, mut field: Field<'_>) -> Result<String, Problem> {
     let mut bytes = Vec::new();
     while let Some(chunk) = field.chunk().await.map_err(|_| broken())? {
         if bytes.len() + chunk.len() > TEXT_LIMIT {
@@ -140,7 +140,7 @@ async fn text(name: &str, mut field: Field<'_>) -> Result<String, Problem> {
     String::from_utf8(bytes).map_err(|_| Problem::invalid(name, "is not UTF-8"))
 }
 
-fn flag(name: &str, text: &str) -> Result<bool, Problem> {
+pub(crate) fn flag(name: &str, text: &str) -> Result<bool, Problem> {
     match text.trim() {
         "true" | "True" | "1" => Ok(true),
         "false" | "False" | "0" | "" => Ok(false),
@@ -148,7 +148,7 @@ fn flag(name: &str, text: &str) -> Result<bool, Problem> {
     }
 }
 
-fn chunks(field: Field<'_>) -> impl Stream<Item = io::Result<Bytes>> + '_ {
+pub(crate) fn chunks(field: Field<'_>) -> impl Stream<Item = io::Result<Bytes>> + '_ {
     field.map(|chunk| chunk.map_err(io::Error::other))
 }
 

@@ -125,21 +125,48 @@ where
     S: Stream<Item = io::Result<Bytes>>,
 {
     let limit = platform.settings.upload_limit;
+    let written = pass_on(limit, head, content, |content| {
+        platform.node.write_file(vm, path, content)
+    });
+    written.await.map_err(|refused| match refused {
+        Refused::TooLong(limit) => too_large(limit),
+        Refused::ByNode(NodeError::NoSuchVm) => {
+            Problem::new(Kind::Conflict, "the VM ended while this was under way")
+        }
+        Refused::ByNode(error) => error.into(),
+    })
+}
+
+/// Why content was not taken.
+pub(crate) enum Refused {
+    /// It is longer than this.
+    TooLong(u64),
+    /// The node says why.
+    ByNode(NodeError),
+}
+
+/// Passes content on to the node while it comes.
+pub(crate) async fn pass_on<S, Writing>(
+    limit: u64,
+    head: Bytes,
+    content: S,
+    write: impl FnOnce(ByteStream) -> Writing,
+) -> Result<u64, Refused>
+where
+    S: Stream<Item = io::Result<Bytes>>,
+    Writing: Future<Output = Result<u64, NodeError>>,
+{
+    let content = pin!(content);
     let (sender, receiver) = mpsc::channel(PIECES);
     let mut pump = pin!(pump(head, content, limit, sender));
-    let mut write = platform
-        .node
-        .write_file(vm, path, ReceiverStream::new(receiver).boxed());
+    let mut write = pin!(write(ReceiverStream::new(receiver).boxed()));
     let written = tokio::select! {
         written = &mut write => written,
         () = &mut pump => write.await,
     };
     written.map_err(|error| match error {
-        NodeError::Caller(_) => too_large(limit),
-        NodeError::NoSuchVm => {
-            Problem::new(Kind::Conflict, "the VM ended while this was under way")
-        }
-        error => error.into(),
+        NodeError::Caller(_) => Refused::TooLong(limit),
+        error => Refused::ByNode(error),
     })
 }
 

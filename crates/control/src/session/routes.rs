@@ -7,6 +7,8 @@ use crate::bounds;
 use crate::clock::{Moment, seconds};
 use crate::error::{Kind, Problem};
 use crate::extract::{Caller, Id, QueryOf, key_of};
+use crate::idempotency::{Attempt, Repeatable, once};
+use crate::vm::group::{self, Plan};
 use crate::vm::service::{Profile, Vm, VmStatus};
 use axum::Json;
 use axum::extract::State;
@@ -36,11 +38,13 @@ pub(crate) fn routes() -> OpenApiRouter<Platform> {
     post, path = "/v1/sessions/session", tag = "session", request_body = api::StartSession,
     description = "Starts a session. It answers when its VM executes code. The key comes in the body or in `X-API-Key`.",
     security((), ("api_key" = [])),
+    params(("Idempotency-Key" = Option<String>, Header, description = "Sent again under its key, it is carried out once")),
     responses(
         (status = 200, description = "The session and its VM live", body = api::Session),
         (status = 400, description = "Malformed JSON", body = ErrorBody),
         (status = 401, description = "No valid key", body = ErrorBody),
         (status = 408, description = "The body came too slowly", body = ErrorBody),
+        (status = 409, description = "The VM ended directly after its start, or the same request is under way", body = ErrorBody),
         (status = 413, description = "The body is over the limit", body = ErrorBody),
         (status = 422, description = "A field is wrong", body = ErrorBody),
         (status = 429, description = "The account has as many VMs as it may have", body = ErrorBody),
@@ -51,7 +55,8 @@ pub(crate) fn routes() -> OpenApiRouter<Platform> {
 async fn start(
     State(platform): State<Platform>,
     headers: HeaderMap,
-    AnonymousBody(request): AnonymousBody<api::StartSession>,
+    repeatable: Repeatable,
+    AnonymousBody(request, digest): AnonymousBody<api::StartSession>,
 ) -> Result<Json<api::Session>, Problem> {
     let in_body = request.api_key.as_ref().map(|key| key.expose().trim());
     let key = in_body
@@ -59,8 +64,26 @@ async fn start(
         .ok_or_else(Problem::unauthorised)?;
     let caller = crate::api_key::service::authenticate(&platform, key).await?;
     let profile = profile(&platform, request)?;
-    let session = service::start(&platform, caller.account_id, profile).await?;
-    Ok(Json(record(&session)))
+    let account_id = caller.account_id;
+    let there = platform.clone();
+    let work = move |attempt: Attempt| async move {
+        if group::made_before(&there, account_id, 1, &attempt)
+            .await?
+            .is_none()
+        {
+            let plan = Plan {
+                profile,
+                count: 1,
+                boot: None,
+            };
+            let making = group::begin(&there, account_id, plan, &attempt).await?;
+            making.finished(&there).await?;
+        }
+        let session = service::find(&there, account_id, &attempt.nonce.uuid(0)).await?;
+        Ok(record(&session))
+    };
+    let answered = once(&platform, account_id, repeatable, digest, work).await?;
+    Ok(Json(answered.answer))
 }
 
 fn profile(platform: &Platform, request: api::StartSession) -> Result<Profile, Problem> {
@@ -86,6 +109,7 @@ fn profile(platform: &Platform, request: api::StartSession) -> Result<Profile, P
         )?,
         metadata: bounds::metadata(request.metadata.unwrap_or_default())?,
         env: bounds::environment(request.env.unwrap_or_default())?,
+        origin: Default::default(),
     })
 }
 

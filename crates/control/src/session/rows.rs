@@ -24,7 +24,7 @@ pub(crate) async fn insert(
     transaction
         .execute(
             "INSERT INTO sessions (id, account_id, created_at, vm_id, env, metadata, memory_mb, vcpu_count, \
-             lifetime_seconds) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+             lifetime_seconds, origin) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
             vec![
                 session.id.as_str().into(),
                 session.account_id.into(),
@@ -35,6 +35,7 @@ pub(crate) async fn insert(
                 profile.memory_mb.into(),
                 profile.vcpu_count.into(),
                 profile.lifetime_seconds.into(),
+                json(&profile.origin).into(),
             ],
         )
         .await?;
@@ -51,7 +52,7 @@ pub(crate) async fn renew(
     transaction
         .execute(
             "UPDATE sessions SET vm_id = $3, env = $4, metadata = $5, memory_mb = $6, vcpu_count = $7, \
-             lifetime_seconds = $8, killed_at = NULL WHERE id = $1 AND account_id = $2",
+             lifetime_seconds = $8, origin = $9, killed_at = NULL WHERE id = $1 AND account_id = $2",
             vec![
                 session.id.as_str().into(),
                 session.account_id.into(),
@@ -61,6 +62,26 @@ pub(crate) async fn renew(
                 profile.memory_mb.into(),
                 profile.vcpu_count.into(),
                 profile.lifetime_seconds.into(),
+                json(&profile.origin).into(),
+            ],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Changes what a session's next VM is made as.
+pub(crate) async fn set_profile(
+    transaction: &mut Transaction,
+    id: &str,
+    profile: &Profile,
+) -> Result<(), StoreError> {
+    transaction
+        .execute(
+            "UPDATE sessions SET memory_mb = $2, origin = $3 WHERE id = $1",
+            vec![
+                id.into(),
+                profile.memory_mb.into(),
+                json(&profile.origin).into(),
             ],
         )
         .await?;
@@ -86,8 +107,8 @@ pub(crate) async fn find(
 ) -> Result<Option<Found>, StoreError> {
     let row = database
         .fetch_optional(
-            "SELECT id, account_id, vm_id, env, metadata, memory_mb, vcpu_count, lifetime_seconds, created_at, \
-             killed_at FROM sessions WHERE id = $1 AND account_id = $2",
+            "SELECT id, account_id, vm_id, env, metadata, memory_mb, vcpu_count, lifetime_seconds, origin, \
+             created_at, killed_at FROM sessions WHERE id = $1 AND account_id = $2",
             vec![id.into(), account_id.into()],
         )
         .await?;
@@ -118,6 +139,7 @@ fn read(row: &Row) -> Result<Found, StoreError> {
             lifetime_seconds: row.get("lifetime_seconds")?,
             env: parsed(row, "env")?,
             metadata: parsed(row, "metadata")?,
+            origin: parsed(row, "origin")?,
         },
         vm: None,
     };

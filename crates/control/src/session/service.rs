@@ -5,7 +5,7 @@ use crate::Platform;
 use crate::clock::Moment;
 use crate::error::{Kind, Problem};
 use crate::vm::rows as vm_rows;
-use crate::vm::service::{self as vms, Profile, Vm, VmStatus};
+use crate::vm::service::{self as vms, Order, Profile, Vm, VmStatus};
 use instavm_node_api::VmId;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::OwnedMutexGuard;
@@ -72,6 +72,22 @@ impl Session {
         state.killed = false;
         state.profile = profile;
         state.vm = Some(vm);
+    }
+
+    /// Lets its VM's disk go with the VM.
+    pub(crate) fn forget_disk(&self) {
+        let mut state = self.lock();
+        if let Some(vm) = &state.vm {
+            state.vm = Some(Arc::new(Vm {
+                keep_as: None,
+                ..Vm::clone(vm)
+            }));
+        }
+    }
+
+    /// Changes what its next VM is made as.
+    pub(crate) fn set_profile(&self, profile: Profile) {
+        self.lock().profile = profile;
     }
 
     /// Changes its VM if it is still this one in a status that fits; returns the changed one.
@@ -147,35 +163,22 @@ fn not_found() -> Problem {
     )
 }
 
-/// Starts a session and waits for its VM.
-pub(crate) async fn start(
-    platform: &Platform,
-    account_id: i64,
-    profile: Profile,
-) -> Result<Arc<Session>, Problem> {
-    let (session, provisioning) = begin(platform, account_id, profile).await?;
-    provisioning
-        .finished(platform.settings.provision_wait)
-        .await?;
-    Ok(session)
-}
-
 /// Starts a session; its VM is being made.
 pub(crate) async fn begin(
     platform: &Platform,
     account_id: i64,
-    profile: Profile,
+    id: String,
+    order: Order,
 ) -> Result<(Arc<Session>, vms::Provisioning), Problem> {
     let state = State {
         killed: false,
-        profile: profile.clone(),
+        profile: order.profile.clone(),
         vm: None,
     };
-    let id = uuid::Uuid::new_v4().to_string();
     let session = Session::new(id, account_id, Moment::now(), state);
     let session = platform.live.keep_session(session);
     let guard = session.changing().await;
-    let provisioning = vms::provision(platform, session.clone(), profile, guard, true).await?;
+    let provisioning = vms::provision(platform, session.clone(), order, guard, true).await?;
     Ok((session, provisioning))
 }
 
@@ -198,8 +201,14 @@ pub(crate) async fn usable_vm(
             "session not found: it was ended by kill; start a new one",
         ));
     }
-    let provisioning =
-        vms::provision(platform, session.clone(), state.profile, guard, false).await?;
+    let provisioning = vms::provision(
+        platform,
+        session.clone(),
+        Order::next(state.profile),
+        guard,
+        false,
+    )
+    .await?;
     provisioning
         .finished(platform.settings.provision_wait)
         .await

@@ -5,6 +5,7 @@ use crate::Platform;
 use crate::body::JsonBody;
 use crate::error::Problem;
 use crate::extract::{Caller, NumberId};
+use crate::idempotency::{Attempt, Repeatable, once};
 use axum::Json;
 use axum::extract::State;
 use instavm_api::ErrorBody;
@@ -33,11 +34,13 @@ fn record(key: SshKey) -> api::SshKey {
 /// Adds a key. One that the account has already is answered as it is.
 #[utoipa::path(
     post, path = "/v1/ssh-keys", tag = "ssh_key", security(("api_key" = [])), request_body = api::AddSshKey,
+    params(("Idempotency-Key" = Option<String>, Header, description = "Sent again under its key, it is carried out once")),
     responses(
         (status = 200, description = "The key", body = api::SshKey),
         (status = 400, description = "Malformed JSON", body = ErrorBody),
         (status = 401, description = "No valid key", body = ErrorBody),
         (status = 408, description = "The body came too slowly", body = ErrorBody),
+        (status = 409, description = "The same request is under way", body = ErrorBody),
         (status = 413, description = "The body is over the limit", body = ErrorBody),
         (status = 422, description = "It is no public key", body = ErrorBody),
         (status = 503, description = "Too many long requests are being read; see Retry-After", body = ErrorBody),
@@ -46,10 +49,22 @@ fn record(key: SshKey) -> api::SshKey {
 async fn add(
     State(platform): State<Platform>,
     caller: Caller,
-    JsonBody { value: request, .. }: JsonBody<api::AddSshKey>,
+    repeatable: Repeatable,
+    JsonBody {
+        value: request,
+        digest,
+        ..
+    }: JsonBody<api::AddSshKey>,
 ) -> Result<Json<api::SshKey>, Problem> {
-    let key = service::add(&platform, caller.account_id, &request.public_key).await?;
-    Ok(Json(record(key)))
+    let account_id = caller.account_id;
+    let there = platform.clone();
+    // Adding a key again finds it, so there is nothing else to look for.
+    let work = move |_: Attempt| async move {
+        let key = service::add(&there, account_id, &request.public_key).await?;
+        Ok(record(key))
+    };
+    let answered = once(&platform, account_id, repeatable, digest, work).await?;
+    Ok(Json(answered.answer))
 }
 
 /// The account's keys, oldest first.

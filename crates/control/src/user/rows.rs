@@ -57,6 +57,14 @@ pub(crate) async fn all(database: &Database) -> Result<Vec<Account>, StoreError>
     rows.iter().map(read).collect()
 }
 
+/// The account that the platform began with.
+pub(crate) async fn first_id(database: &Database) -> Result<Option<i64>, StoreError> {
+    let row = database
+        .fetch_optional("SELECT id FROM accounts ORDER BY id LIMIT 1", vec![])
+        .await?;
+    row.map(|row| row.get("id")).transpose()
+}
+
 /// An account.
 pub(crate) async fn find(database: &Database, id: i64) -> Result<Option<Account>, StoreError> {
     let row = database

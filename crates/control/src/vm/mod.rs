@@ -1,5 +1,6 @@
-//! VMs: made, listed, ended.
+//! VMs: made, listed, changed, cloned, ended.
 
+pub(crate) mod group;
 pub(crate) mod routes;
 pub(crate) mod rows;
 pub mod service;

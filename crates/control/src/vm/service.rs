@@ -5,10 +5,12 @@ use crate::Platform;
 use crate::clock::Moment;
 use crate::error::{Chain, Kind, Problem};
 use crate::session::service::Session;
+use crate::snapshot::{reconcile as snapshot_reconcile, service as snapshots};
 use instavm_api::Metadata;
-use instavm_node_api::{Ending, NodeError, VmId, VmInfo, VmSpec};
+use instavm_node_api::{Ending, Mount, NodeError, SnapshotId, VmId, VmInfo, VmSpec};
 use instavm_store::{Database, StoreError};
 use rand::Rng;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -26,6 +28,48 @@ pub(crate) struct Profile {
     pub lifetime_seconds: u32,
     pub env: BTreeMap<String, String>,
     pub metadata: Metadata,
+    pub origin: Origin,
+}
+
+/// What a session's VMs start from and have mounted, and what becomes of their disks.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Origin {
+    pub snapshot_id: Option<String>,
+    /// What the snapshot says of the environment; the session's own is on top of it.
+    pub env: BTreeMap<String, String>,
+    pub workdir: Option<String>,
+    pub mounts: Vec<Mount>,
+    /// Their disks are kept as snapshots when they end.
+    pub keep: bool,
+    /// What these are called.
+    pub keep_name: Option<String>,
+}
+
+/// What one VM is to be made as.
+#[derive(Clone, Debug)]
+pub(crate) struct Order {
+    pub id: VmId,
+    pub profile: Profile,
+    /// What its disk starts as, where that is not what the profile names: the snapshot of a clone.
+    pub boot: Option<SnapshotId>,
+}
+
+impl Order {
+    /// The next VM of a session.
+    pub(crate) fn next(profile: Profile) -> Order {
+        Order {
+            id: VmId(format!("vm_{}", random_id(20))),
+            profile,
+            boot: None,
+        }
+    }
+
+    /// What its disk starts as.
+    pub(crate) fn start(&self) -> Option<SnapshotId> {
+        let named = self.profile.origin.snapshot_id.clone().map(SnapshotId);
+        self.boot.clone().or(named)
+    }
 }
 
 /// Where a VM is in its life.
@@ -77,6 +121,10 @@ pub(crate) struct Vm {
     pub vcpu_count: u32,
     pub lifetime_seconds: u32,
     pub metadata: Metadata,
+    pub snapshot_id: Option<String>,
+    /// The snapshot that its disk is kept as when it ends.
+    pub keep_as: Option<SnapshotId>,
+    pub keep_name: Option<String>,
     pub created_at: Moment,
     pub updated_at: Moment,
     pub started_at: Option<Moment>,
@@ -85,10 +133,11 @@ pub(crate) struct Vm {
 }
 
 impl Vm {
-    fn new(session: &Session, profile: &Profile) -> Vm {
+    fn new(session: &Session, order: &Order) -> Vm {
         let now = Moment::now();
+        let profile = &order.profile;
         Vm {
-            id: VmId(format!("vm_{}", random_id(20))),
+            id: order.id.clone(),
             account_id: session.account_id,
             session_id: session.id.clone(),
             status: VmStatus::Creating,
@@ -98,6 +147,9 @@ impl Vm {
             vcpu_count: profile.vcpu_count,
             lifetime_seconds: profile.lifetime_seconds,
             metadata: profile.metadata.clone(),
+            snapshot_id: profile.origin.snapshot_id.clone(),
+            keep_as: profile.origin.keep.then(snapshots::new_id),
+            keep_name: profile.origin.keep_name.clone(),
             created_at: now,
             updated_at: now,
             started_at: None,
@@ -111,6 +163,7 @@ impl Vm {
         Vm {
             status: VmStatus::Active,
             isolation: Some(info.isolation.as_str().to_owned()),
+            memory_mb: info.memory_mb,
             started_at: Some(info.started_at.into()),
             expires_at: Some(info.expires_at.into()),
             updated_at: Moment::now(),
@@ -152,7 +205,7 @@ pub(crate) fn random_id(length: usize) -> String {
 /// A VM that is being made.
 pub(crate) struct Provisioning {
     pub vm: Arc<Vm>,
-    done: JoinHandle<Result<Arc<Vm>, Problem>>,
+    pub done: JoinHandle<Result<Arc<Vm>, Problem>>,
 }
 
 impl Provisioning {
@@ -177,44 +230,43 @@ impl Provisioning {
 pub(crate) async fn provision(
     platform: &Platform,
     session: Arc<Session>,
-    profile: Profile,
+    order: Order,
     guard: OwnedMutexGuard<()>,
     is_new: bool,
 ) -> Result<Provisioning, Problem> {
-    let platform = platform.clone();
-    let tracker = platform.tracker.clone();
-    let beginning = tracker.spawn(async move {
-        let vm = begin(&platform, &session, &profile, is_new).await?;
-        let tracker = platform.tracker.clone();
-        let making = vm.clone();
-        let done = tracker.spawn(async move {
-            let result = finish(&platform, &session, making, profile).await;
-            drop(guard);
-            result
-        });
-        Ok(Provisioning { vm, done })
-    });
-    beginning
-        .await
-        .map_err(|error| Problem::internal("making the VM", error))?
+    let task = {
+        let platform = platform.clone();
+        async move {
+            let vm = begin(&platform, &session, &order, is_new).await?;
+            let tracker = platform.tracker.clone();
+            let making = vm.clone();
+            let done = tracker.spawn(async move {
+                let result = finish(&platform, &session, making, order).await;
+                drop(guard);
+                result
+            });
+            Ok(Provisioning { vm, done })
+        }
+    };
+    platform.carry_out("making the VM", task).await
 }
 
 /// Records the intent.
 async fn begin(
     platform: &Platform,
     session: &Arc<Session>,
-    profile: &Profile,
+    order: &Order,
     is_new: bool,
 ) -> Result<Arc<Vm>, Problem> {
-    let vm = Arc::new(Vm::new(session, profile));
+    let vm = Arc::new(Vm::new(session, order));
     platform
         .live
         .admit(&vm.id, session, platform.settings.vms_per_account)?;
-    if let Err(error) = rows::insert(&platform.database, session, profile, &vm, is_new).await {
+    if let Err(error) = rows::insert(&platform.database, session, order, &vm, is_new).await {
         platform.live.release(&vm.id);
-        return Err(error.into());
+        return Err(error);
     }
-    session.set_vm(vm.clone(), profile.clone());
+    session.set_vm(vm.clone(), order.profile.clone());
     Ok(vm)
 }
 
@@ -227,19 +279,24 @@ async fn finish(
     platform: &Platform,
     session: &Arc<Session>,
     vm: Arc<Vm>,
-    profile: Profile,
+    order: Order,
 ) -> Result<Arc<Vm>, Problem> {
+    let snapshot = order.start();
+    let Order { profile, .. } = order;
+    // The session's own environment is on top of the snapshot's.
+    let mut env = profile.origin.env;
+    env.extend(profile.env);
     let spec = VmSpec {
         id: vm.id.clone(),
         memory_mb: profile.memory_mb,
         vcpu_count: profile.vcpu_count,
         disk_bytes: platform.settings.disk_bytes,
-        env: profile.env,
+        env,
         lifetime_seconds: profile.lifetime_seconds,
-        snapshot: None,
-        workdir: None,
-        mounts: Vec::new(),
-        keep_disk_as: None,
+        snapshot,
+        workdir: profile.origin.workdir,
+        mounts: profile.origin.mounts,
+        keep_disk_as: vm.keep_as.clone(),
     };
     let info = match platform.node.create(spec).await {
         Ok(info) => info,
@@ -309,7 +366,7 @@ pub(crate) async fn ended(platform: &Platform, vm: &VmId, ending: Ending) {
 }
 
 async fn record_end(platform: &Platform, vm: &Vm) {
-    if let Err(error) = rows::end(&platform.database, vm).await {
+    if let Err(error) = note_end(platform, vm).await {
         tracing::error!(vm = %vm.id, error = %Chain(&error), "recording the end of a VM failed; again soon");
         let (platform, vm) = (platform.clone(), vm.clone());
         let (tracker, stopping) = (platform.tracker.clone(), platform.stopping.clone());
@@ -321,17 +378,104 @@ async fn record_end(platform: &Platform, vm: &Vm) {
     }
 }
 
+/// Records the end of a VM, and the snapshot that its disk is kept as.
+pub(crate) async fn note_end(platform: &Platform, vm: &Vm) -> Result<(), StoreError> {
+    let kept = rows::end(&platform.database, vm).await?;
+    if let Some(id) = kept {
+        snapshot_reconcile::kept(platform, &id).await;
+    }
+    Ok(())
+}
+
 /// Records the end of a VM as soon as the database takes it.
 async fn end_again(platform: &Platform, vm: &Vm) {
     loop {
         tokio::time::sleep(RETRY_PAUSE).await;
-        match rows::end(&platform.database, vm).await {
+        match note_end(platform, vm).await {
             Ok(()) => return,
             Err(error) => {
                 tracing::warn!(vm = %vm.id, error = %Chain(&error), "the end of a VM is not on record yet");
             }
         }
     }
+}
+
+/// What is to change of a VM that lives.
+#[derive(Debug)]
+pub(crate) struct Change {
+    pub memory_mb: Option<u32>,
+    /// Whether its disk is kept as a snapshot when it ends.
+    pub keep: Option<bool>,
+    /// What that snapshot is called.
+    pub keep_name: Option<String>,
+}
+
+/// Changes a VM, and what its session's next one is made as; `None` when it does not run.
+pub(crate) async fn change(
+    platform: &Platform,
+    session: &Arc<Session>,
+    vm: &VmId,
+    change: Change,
+) -> Result<Option<Arc<Vm>>, Problem> {
+    let (platform_there, session, vm) = (platform.clone(), session.clone(), vm.clone());
+    let task = async move {
+        let platform = platform_there;
+        let _guard = platform.exclusive.hold(&vm.0).await;
+        let current = session.active_vm().filter(|current| current.id == vm);
+        let Some(current) = current else {
+            return Ok(None);
+        };
+        apply(&platform, &session, &current, change).await
+    };
+    platform.carry_out("changing the VM", task).await
+}
+
+async fn apply(
+    platform: &Platform,
+    session: &Arc<Session>,
+    vm: &Vm,
+    change: Change,
+) -> Result<Option<Arc<Vm>>, Problem> {
+    let ended = |error| match error {
+        NodeError::NoSuchVm => {
+            Problem::new(Kind::Conflict, "the VM ended while this was under way")
+        }
+        error => error.into(),
+    };
+    if let Some(memory_mb) = change.memory_mb {
+        platform
+            .node
+            .resize(&vm.id, memory_mb)
+            .await
+            .map_err(ended)?;
+    }
+    let keep_as = match (change.keep, &vm.keep_as) {
+        (Some(true), None) => Some(snapshots::new_id()),
+        (Some(false), _) => None,
+        (_, current) => current.clone(),
+    };
+    if keep_as != vm.keep_as {
+        let kept = platform.node.keep_disk_as(&vm.id, keep_as.clone()).await;
+        kept.map_err(ended)?;
+    }
+    let mut profile = session.state().profile;
+    profile.memory_mb = change.memory_mb.unwrap_or(profile.memory_mb);
+    profile.origin.keep = change.keep.unwrap_or(profile.origin.keep);
+    profile.origin.keep_name = change.keep_name.or(profile.origin.keep_name);
+    let is_active = |status| status == VmStatus::Active;
+    let changed = session.change_vm(&vm.id, is_active, |vm| Vm {
+        memory_mb: change.memory_mb.unwrap_or(vm.memory_mb),
+        keep_as,
+        keep_name: profile.origin.keep_name.clone(),
+        updated_at: Moment::now(),
+        ..vm.clone()
+    });
+    let Some(changed) = changed else {
+        return Ok(None);
+    };
+    session.set_profile(profile.clone());
+    rows::change(&platform.database, &changed, &profile).await?;
+    Ok(Some(changed))
 }
 
 /// What the records say of a VM that has not ended.

@@ -1,0 +1,5 @@
+//! Volumes in VMs.
+
+pub(crate) mod routes;
+pub(crate) mod rows;
+pub mod service;
