@@ -2,8 +2,8 @@
 
 use crate::instance::Instance;
 use crate::machine::{Assembled, MachineError, Workshop, chain};
-use crate::record::{Phase, Record};
-use instavm_node_api::{CheckpointId, Mount, SnapshotId, VolumeId};
+use crate::record::{Active, Phase, Record};
+use instavm_node_api::{CheckpointId, Mount, SnapshotId, VmId, VolumeId};
 use instavm_runtime::cgroup::Cgroups;
 use instavm_runtime::disk::{DiskError, DiskPool};
 use std::collections::BTreeSet;
@@ -190,12 +190,27 @@ impl Inventory {
     }
 
     /// The ids of the VMs that users have.
-    pub(crate) fn vms(&self) -> Vec<instavm_node_api::VmId> {
-        let id = |record: &Record| match &record.phase {
-            Phase::Active(active) => Some(active.spec.id.clone()),
-            _ => None,
+    pub(crate) fn vms(&self) -> Vec<VmId> {
+        self.active().map(|active| active.spec.id.clone()).collect()
+    }
+
+    /// What is mounted in them.
+    fn mounts(&self) -> Vec<(VmId, Mount)> {
+        let of = |active: &Active| {
+            let vm = active.spec.id.clone();
+            let mounts = active.spec.mounts.clone();
+            mounts.into_iter().map(move |mount| (vm.clone(), mount))
         };
-        self.recorded.iter().filter_map(id).collect()
+        self.active().flat_map(of).collect()
+    }
+
+    fn active(&self) -> impl Iterator<Item = &Active> {
+        self.recorded
+            .iter()
+            .filter_map(|record| match &record.phase {
+                Phase::Active(active) => Some(active),
+                _ => None,
+            })
     }
 }
 
@@ -213,7 +228,9 @@ pub struct OfflineCheck {
     /// One line for each mismatch.
     pub mismatches: Vec<String>,
     /// The VMs that users have, to be compared with the rows.
-    pub vms: Vec<instavm_node_api::VmId>,
+    pub vms: Vec<VmId>,
+    /// What is mounted in them.
+    pub mounts: Vec<(VmId, Mount)>,
     /// The snapshots that are kept; `None` while the pool of disks is not mounted.
     pub snapshots: Option<Vec<SnapshotId>>,
     /// The volumes that are kept, with their checkpoints; `None` while the pool of disks is not mounted.
@@ -230,6 +247,7 @@ pub async fn check_offline(data_dir: &Path) -> Result<OfflineCheck, MachineError
         return Ok(OfflineCheck {
             mismatches: Vec::new(),
             vms: Vec::new(),
+            mounts: Vec::new(),
             snapshots: None,
             volumes: None,
         });
@@ -249,6 +267,7 @@ pub async fn check_offline(data_dir: &Path) -> Result<OfflineCheck, MachineError
     Ok(OfflineCheck {
         mismatches: inventory.mismatches(),
         vms: inventory.vms(),
+        mounts: inventory.mounts(),
         snapshots: there.then(|| snapshots.into_iter().map(SnapshotId).collect()),
         volumes: there.then(|| inventory.volumes.iter().map(typed).collect()),
     })

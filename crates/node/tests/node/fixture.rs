@@ -45,6 +45,7 @@ impl Drop for Folder {
 pub(crate) struct Fixture {
     pub(crate) folder: Folder,
     pub(crate) node: LocalNode,
+    config: NodeConfig,
     tracker: TaskTracker,
     stop: CancellationToken,
 }
@@ -59,14 +60,14 @@ fn agent() -> &'static [u8] {
     )
 }
 
-pub(crate) fn config(data_dir: &Path, pool_size: usize) -> NodeConfig {
+pub(crate) fn config(data_dir: &Path) -> NodeConfig {
     NodeConfig {
         data_dir: data_dir.to_owned(),
         image_cache: "/var/cache/instavm/images".into(),
         image: "default".to_owned(),
         image_source: None,
         agent: agent(),
-        pool_size,
+        pool_size: 0,
         memory_mb: 256,
         vcpu_count: 2,
         disk_bytes: 1 << 30,
@@ -103,24 +104,27 @@ pub(crate) fn spec(id: &str) -> VmSpec {
     }
 }
 
-async fn open(data_dir: &Path, pool_size: usize) -> (LocalNode, TaskTracker, CancellationToken) {
+async fn open(config: NodeConfig) -> (LocalNode, TaskTracker, CancellationToken) {
     let (tracker, stop) = (TaskTracker::new(), CancellationToken::new());
-    let node = LocalNode::open(
-        config(data_dir, pool_size),
-        tracker.clone(),
-        stop.clone(),
-        |_| {},
-    );
+    let node = LocalNode::open(config, tracker.clone(), stop.clone(), |_| {});
     (node.await.expect("the node opens"), tracker, stop)
 }
 
 impl Fixture {
     pub(crate) async fn new(pool_size: usize) -> Self {
+        Self::with(|config| config.pool_size = pool_size).await
+    }
+
+    /// One whose node has no pool, and differs otherwise as said.
+    pub(crate) async fn with(change: impl FnOnce(&mut NodeConfig)) -> Self {
         let folder = Folder(tempfile::tempdir().unwrap());
-        let (node, tracker, stop) = open(folder.path(), pool_size).await;
+        let mut config = config(folder.path());
+        change(&mut config);
+        let (node, tracker, stop) = open(config.clone()).await;
         Self {
             folder,
             node,
+            config,
             tracker,
             stop,
         }
@@ -136,6 +140,7 @@ impl Fixture {
         let Self {
             folder,
             node,
+            mut config,
             tracker,
             stop,
         } = self;
@@ -144,10 +149,12 @@ impl Fixture {
         tracker.wait().await;
         drop(node);
         meanwhile(folder.path());
-        let (node, tracker, stop) = open(folder.path(), 0).await;
+        config.pool_size = 0;
+        let (node, tracker, stop) = open(config.clone()).await;
         Self {
             folder,
             node,
+            config,
             tracker,
             stop,
         }

@@ -140,9 +140,8 @@ async fn mounts_come_and_go_while_a_vm_runs() {
     assert_eq!(text(&run.stdout), "seen\n");
     assert_eq!(text(&f.bash(&one, "cat /data/file").await.stdout), "seen\n");
 
-    let in_use = f
-        .bash(&one, "cd /data && (sleep 60 >/dev/null 2>&1 & ) && true")
-        .await;
+    let hold = "(cd /data && exec sleep 60) >/dev/null 2>&1 & until grep -q sleep /proc/$!/comm; do :; done";
+    let in_use = f.bash(&one, hold).await;
     assert_eq!(in_use.exit_code, 0, "{in_use:?}");
     let holders = busy(f.node.unmount_volume(&one, "/data").await);
     assert!(holders.contains("sleep"), "{holders}");
