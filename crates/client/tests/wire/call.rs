@@ -1,108 +1,13 @@
-//! What the SDK sends, and what it makes of answers, against a server that records.
+//! What all calls have in common, sessions, executions, files.
 
+use crate::server::{Server, json};
 use anyhow::Result;
-use axum::body::{Body, Bytes};
-use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Method as HttpMethod, StatusCode, header};
+use axum::body::Body;
+use axum::http::{Method as HttpMethod, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use instavm::{Call, Client, ClientBuilder, Error, Method, NetworkCause, Target, UsageDays};
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use instavm::{Call, Client, Error, Method, NetworkCause, Target, UsageDays};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio_util::task::AbortOnDropHandle;
-
-#[derive(Clone, Debug)]
-struct Seen {
-    method: HttpMethod,
-    uri: String,
-    headers: HeaderMap,
-    body: Bytes,
-}
-
-/// A server that gives the next prepared answer to whatever comes.
-struct Server {
-    url: String,
-    shared: Arc<Shared>,
-    _task: AbortOnDropHandle<()>,
-}
-
-#[derive(Default)]
-struct Shared {
-    seen: Mutex<Vec<Seen>>,
-    answers: Mutex<VecDeque<Response>>,
-}
-
-async fn record(State(shared): State<Arc<Shared>>, request: Request) -> Response {
-    let (parts, body) = request.into_parts();
-    let body = axum::body::to_bytes(body, 1 << 20)
-        .await
-        .unwrap_or_default();
-    let seen = Seen {
-        method: parts.method,
-        uri: parts.uri.to_string(),
-        headers: parts.headers,
-        body,
-    };
-    shared
-        .seen
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .push(seen);
-    let next = shared
-        .answers
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .pop_front();
-    match next {
-        Some(answer) => answer,
-        // Nothing is prepared: no answer at all.
-        None => std::future::pending().await,
-    }
-}
-
-impl Server {
-    async fn start(answers: impl IntoIterator<Item = Response>) -> Result<Server> {
-        let shared = Arc::new(Shared {
-            answers: Mutex::new(answers.into_iter().collect()),
-            ..Shared::default()
-        });
-        let router = axum::Router::new()
-            .fallback(record)
-            .with_state(shared.clone());
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let url = format!("http://{}", listener.local_addr()?);
-        let task = AbortOnDropHandle::new(tokio::spawn(async move {
-            // It serves until it is aborted.
-            let _ = axum::serve(listener, router).await;
-        }));
-        Ok(Server {
-            url,
-            shared,
-            _task: task,
-        })
-    }
-
-    fn builder(&self) -> ClientBuilder {
-        Client::builder()
-            .api_key("key-1")
-            .base_url(format!("{}/", self.url))
-            .without_session()
-    }
-
-    fn seen(&self) -> Vec<Seen> {
-        self.shared
-            .seen
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-}
-
-fn json(status: u16, body: &'static str) -> Response {
-    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::IM_A_TEAPOT);
-    (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
-}
 
 #[tokio::test]
 async fn a_session_is_started_with_the_key_in_the_body_only() -> Result<()> {
