@@ -109,6 +109,7 @@ mod tests {
             workdir: None,
             mounts: Vec::new(),
             keep_disk_as: None,
+            egress: None,
         };
         let active = Active {
             spec,

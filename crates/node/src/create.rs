@@ -228,6 +228,11 @@ impl Inner {
             .call(&machine.door, &Request::Rejoin(rejoin))
             .await?;
         fault::at("hand out").map_err(file("hand out", &workshop.config.data_dir))?;
+        if let Some(policy) = &spec.egress {
+            let index = machine.record.index;
+            let set = workshop.set_egress(index, policy).await;
+            set.map_err(Misfit::Request)?;
+        }
         let now = SystemTime::now();
         let expires = now + Duration::from_secs(spec.lifetime_seconds.into());
         let active = Active {

@@ -31,6 +31,7 @@ mod book;
 mod build;
 mod config;
 mod create;
+mod egress;
 mod ending;
 mod execution;
 mod fault;

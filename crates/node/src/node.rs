@@ -9,7 +9,7 @@ use crate::reconcile::{self, Inventory};
 use crate::record::{Active, Phase};
 use crate::vm::Vm;
 use crate::volume::Holds;
-use crate::{file, image};
+use crate::{egress, file, image};
 use async_trait::async_trait;
 use instavm_network::{Network, NetworkConfig, NetworkError};
 use instavm_node_api::{
@@ -130,7 +130,9 @@ impl LocalNode {
         )?);
         let cgroups = Cgroups::open(&instance.name())?;
         let (disks, root) = open_disks(config.clone(), progress).await?;
-        let network = Network::open(network_config(&config, instance)?, &tracker, &stop).await?;
+        let policies = egress::recorded(&config.data_dir);
+        let network = network_config(&config, instance)?;
+        let network = Network::open_with(network, policies, &tracker, &stop).await?;
         let executions = Executions {
             budget: Arc::new(Budget::new(output_budget())),
             output_limit: config.output_bytes,

@@ -1,5 +1,6 @@
-//! What is done for the disks behind: they are read and compared with their checksums now and then; and where nobody
-//! enforces their limits (plain folders), they are measured and those that are over are ended.
+//! What is done for the disks behind: they are read and compared with their checksums now and then; where nobody
+//! enforces their limits (plain folders), they are measured and VMs that are over are ended; images from registries that
+//! nobody uses any more are removed.
 
 use crate::machine::chain;
 use crate::node::Inner;
@@ -16,7 +17,9 @@ const FILE: &str = "scrub.json";
 /// The pause before a scrub that failed is tried again, and the least between two.
 const SCRUB_AGAIN: Duration = Duration::from_secs(3600);
 /// Between two measurements of disks without enforced limits.
-const MEASURING: Duration = Duration::from_secs(15);
+const MEASURING: Duration = Duration::from_secs(10);
+/// Between two looks at what registries' images take.
+const PRUNING: Duration = Duration::from_secs(3600);
 
 impl Inner {
     /// Starts what the configuration asks for; it ends with the node.
@@ -26,17 +29,19 @@ impl Inner {
             .and_then(|text| serde_json::from_slice(&text).ok());
         self.note_scrub(remembered);
         if let Some(every) = self.workshop.config.scrub_every {
-            let (node, stop) = (self.clone(), self.stop.clone());
-            self.tracker.spawn(async move {
-                let _ = stop.run_until_cancelled(node.scrub_every(every)).await;
-            });
+            self.upkeep(self.clone().scrub_every(every));
         }
         if self.workshop.disks.quota() == "soft" {
-            let (node, stop) = (self.clone(), self.stop.clone());
-            self.tracker.spawn(async move {
-                let _ = stop.run_until_cancelled(node.keep_limits()).await;
-            });
+            self.upkeep(self.clone().keep_limits());
         }
+        self.upkeep(self.clone().prune_images());
+    }
+
+    fn upkeep(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tracker.spawn(async move {
+            let _ = stop.run_until_cancelled(task).await;
+        });
     }
 
     /// What the last scrub found.
@@ -103,20 +108,60 @@ impl Inner {
         loop {
             tokio::time::sleep(MEASURING).await;
             for vm in self.vms() {
-                if let Some((bytes, limit)) = self.over_limit(&vm).await {
-                    tracing::warn!(vm = %vm.id, bytes, limit, "a VM is ended: its disk is over its limit");
+                if let Some(reason) = self.over_limit(&vm).await {
+                    tracing::warn!(vm = %vm.id, reason, "a VM is ended");
                     vm.fail().await;
                 }
             }
         }
     }
 
-    /// What the VM's disk takes and may take, when that is too much.
-    async fn over_limit(&self, vm: &Vm) -> Option<(u64, u64)> {
+    /// Why a VM cannot go on, when its disk or a volume that it writes holds more than it may.
+    async fn over_limit(&self, vm: &Vm) -> Option<String> {
         let (disks, disk) = (self.workshop.disks.clone(), vm.machine.clone());
-        let limit = vm.book.look(|active| active.spec.disk_bytes);
-        let measured = tokio::task::spawn_blocking(move || disks.disk_bytes(&disk)).await;
-        let bytes = measured.ok()?.ok()?;
-        (bytes > limit).then_some((bytes, limit))
+        let (limit, mounts) = vm
+            .book
+            .look(|active| (active.spec.disk_bytes, active.spec.mounts.clone()));
+        let measure = move || {
+            let bytes = disks.disk_bytes(&disk).ok()?;
+            if bytes > limit {
+                return Some(format!("its disk holds {bytes} bytes and may hold {limit}"));
+            }
+            let written = mounts
+                .iter()
+                .filter(|mount| !mount.read_only && mount.checkpoint.is_none());
+            for mount in written {
+                let volume = &mount.volume.0;
+                let quota = disks.soft_quota(volume).ok()??;
+                let (_, charged) = disks.volume_usage(volume).ok()?;
+                if charged > quota {
+                    return Some(format!(
+                        "the volume {volume}, which it writes, holds {charged} bytes and may hold {quota}"
+                    ));
+                }
+            }
+            None
+        };
+        tokio::task::spawn_blocking(measure).await.ok()?
+    }
+
+    /// Removes what was pulled from registries and has not been used for long.
+    async fn prune_images(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(PRUNING).await;
+            let (node, image) = (self.clone(), self.workshop.image.clone());
+            let prune = move || {
+                let ours = |key: &str| image.file_name().is_some_and(|name| name == key);
+                node.oci.prune(&node.workshop.disks, ours)
+            };
+            match tokio::task::spawn_blocking(prune).await {
+                Ok(Ok(pruned)) => tracing::debug!(?pruned, "images were looked through"),
+                Ok(Err(error)) => {
+                    tracing::warn!(error = %chain(&error), "images cannot be looked through")
+                }
+                // The runtime goes down.
+                Err(_) => return,
+            }
+        }
     }
 }

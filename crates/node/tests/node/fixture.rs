@@ -101,6 +101,7 @@ pub(crate) fn spec(id: &str) -> VmSpec {
         workdir: None,
         mounts: Vec::new(),
         keep_disk_as: None,
+        egress: None,
     }
 }
 

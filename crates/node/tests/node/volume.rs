@@ -1,11 +1,13 @@
 //! Volumes: their files, checkpoints, quotas, and their mounts in VMs.
 
-use crate::fixture::{Fixture, kill, spec, text};
+use crate::fixture::{Fixture, PATIENCE, kill, spec, text};
 use bytes::Bytes;
 use futures::StreamExt;
 use instavm_node_api::{
-    CheckpointId, Ending, FileErrorKind, Mount, Node, NodeError, VmId, VmSpec, VolumeId, Volumes,
+    CheckpointId, Ending, FileErrorKind, Mount, Node, NodeError, SnapshotId, Snapshots, VmId,
+    VmSpec, VolumeId, Volumes,
 };
+use instavm_runtime::disk::DiskDriver;
 
 const MIB: u64 = 1 << 20;
 
@@ -354,5 +356,61 @@ async fn a_vm_with_a_volume_is_made_once_by_calls_at_once() {
     let again = f.node.create(vm).await.unwrap();
     assert_eq!(again.id, VmId("vm_a".to_owned()));
     assert_eq!(f.node.list().await.len(), 1);
+    f.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_plain_folders_limits_are_kept_by_measuring() {
+    let f = Fixture::with(|config| config.disk_driver = DiskDriver::Directory).await;
+    let status = f.node.status().await;
+    assert_eq!((status.disk_driver, status.quota), ("directory", "soft"));
+    f.node
+        .create_volume(&volume("vol_a"), 8 * MIB)
+        .await
+        .unwrap();
+    write(&f, "vol_a", "file", "then").await.unwrap();
+    f.node
+        .create_checkpoint(&volume("vol_a"), &checkpoint("ckpt_a"))
+        .await
+        .unwrap();
+    let mut endings = f.node.endings();
+    let then = Mount {
+        checkpoint: Some(checkpoint("ckpt_a")),
+        ..mount("vol_a", "/then", true)
+    };
+    let vm = VmSpec {
+        mounts: vec![mount("vol_a", "/data", false), then],
+        ..spec("vm_a")
+    };
+    let vm = f.node.create(vm).await.unwrap().id;
+    let run = f
+        .bash(
+            &vm,
+            "cat /then/file; echo no > /then/file || echo refused; echo a > /app/a",
+        )
+        .await;
+    assert_eq!(text(&run.stdout), "thenrefused\n");
+    f.node
+        .take_snapshot(&vm, &SnapshotId("snap_a".to_owned()))
+        .await
+        .unwrap();
+    let clone = VmSpec {
+        snapshot: Some(SnapshotId("snap_a".to_owned())),
+        ..spec("vm_b")
+    };
+    let clone = f.node.create(clone).await.unwrap().id;
+    assert_eq!(text(&f.bash(&clone, "cat /app/a").await.stdout), "a\n");
+
+    f.bash(&vm, "head -c 20M /dev/zero > /data/big").await;
+    f.bash(&clone, "head -c 100M /dev/zero > /app/big").await;
+    let mut ended = Vec::new();
+    for _ in 0..2 {
+        let told = tokio::time::timeout(PATIENCE, endings.recv()).await;
+        ended.push(told.expect("both are ended").unwrap());
+    }
+    ended.sort_by(|a, b| a.0.cmp(&b.0));
+    assert_eq!(ended, [(vm, Ending::Crashed), (clone, Ending::Crashed)]);
+    let full = write(&f, "vol_a", "more", "more").await;
+    assert_eq!(file_error(full), FileErrorKind::NoSpace);
     f.close().await;
 }

@@ -55,7 +55,7 @@ impl Unified {
     pub(super) fn limit(&self, path: &str, limits: &Limits) -> Result<(), CgroupError> {
         let folder = self.root.join(path);
         let quota = u64::from(limits.vcpu_count) * PERIOD_MICROS;
-        file::write(&folder.join("memory.max"), &limits.memory_bytes.to_string())?;
+        limit_memory(&folder, limits.memory_bytes)?;
         file::write(&folder.join("cpu.max"), &format!("{quota} {PERIOD_MICROS}"))?;
         file::write(&folder.join("pids.max"), &limits.pids.to_string())?;
         let swap = folder.join("memory.swap.max");
@@ -86,4 +86,22 @@ impl Unified {
             memory_peak_bytes: peak,
         })
     }
+}
+
+/// A limit below what is in use kills, in this hierarchy. So what can be taken back is taken back first, and a limit that
+/// is still too low is refused as in the older ones.
+fn limit_memory(folder: &Path, bytes: u64) -> Result<(), CgroupError> {
+    let limit = folder.join("memory.max");
+    let in_use = || file::read_number(&folder.join("memory.current"));
+    if in_use()? > bytes {
+        let high = folder.join("memory.high");
+        file::write(&high, &bytes.to_string())?;
+        let left = in_use();
+        file::write(&high, "max")?;
+        if left? > bytes {
+            let busy = std::io::ErrorKind::ResourceBusy.into();
+            return Err(file::error("write", &limit)(busy));
+        }
+    }
+    file::write(&limit, &bytes.to_string())
 }

@@ -2,7 +2,7 @@
 
 use super::error::{check_name, disk, named};
 use super::tree::Copy;
-use super::{DiskError, DiskPool, listed, usage};
+use super::{DiskError, DiskPool, attribute, listed, usage};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -73,6 +73,16 @@ impl DiskPool {
             Ok((used, charged.max(used)))
         };
         measure().map_err(named("measure", NOUN, id, &path))
+    }
+
+    /// What a volume may hold where nobody enforces it at each write; `None` where the kernel does.
+    ///
+    /// # Errors
+    /// [`DiskError::Missing`].
+    pub fn soft_quota(&self, id: &str) -> Result<Option<u64>, DiskError> {
+        check_name(NOUN, id)?;
+        let path = self.volume_path(id);
+        attribute::get(&path, attribute::LIMIT).map_err(named("measure", NOUN, id, &path))
     }
 
     /// Deletes a volume and its checkpoints; one that is not there is no error. The space comes back behind.
