@@ -4,6 +4,7 @@
 //! that owns the VM. So everything here is plain data, and nothing here knows of HTTP, accounts or rows.
 #![forbid(unsafe_code)]
 
+pub mod egress;
 mod error;
 pub mod execution;
 pub mod file;
@@ -12,6 +13,7 @@ pub mod snapshot;
 pub mod vm;
 pub mod volume;
 
+pub use egress::{BadEntry, Egress, EgressPolicy};
 pub use error::{FileErrorKind, NodeError};
 pub use execution::{ExecuteRequest, Execution, Language};
 pub use file::{ByteStream, FileContent};
@@ -30,7 +32,7 @@ use tokio::sync::broadcast;
 /// Every call may be repeated; a VM that does not live here answers [`NodeError::NoSuchVm`]. Dropping the future of
 /// a call cancels it, except [`Node::create`] and [`Node::terminate`], which run to their end or undo.
 #[async_trait]
-pub trait Node: Snapshots + Volumes + Ptys + Send + Sync + 'static {
+pub trait Node: Snapshots + Volumes + Ptys + Egress + Send + Sync + 'static {
     /// Makes a VM, from the pool when one fits, and returns when it executes code.
     ///
     /// # Errors

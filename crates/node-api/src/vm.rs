@@ -1,6 +1,6 @@
 //! VMs as a node sees them.
 
-use crate::{Mount, SnapshotId};
+use crate::{EgressPolicy, Mount, SnapshotId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -65,6 +65,9 @@ pub struct VmSpec {
     /// Its disk is kept as this snapshot when it ends, however it ends.
     #[serde(default)]
     pub keep_disk_as: Option<SnapshotId>,
+    /// What it may reach; `None`: nothing is closed.
+    #[serde(default)]
+    pub egress: Option<EgressPolicy>,
 }
 
 /// Where a VM is in its life.

@@ -4,6 +4,7 @@
 
 mod client;
 mod database;
+mod egress;
 mod hooks;
 mod node;
 mod platform;

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use instavm_node_api::{
-    ByteStream, Ending, ExecuteRequest, Execution, FileContent, FileErrorKind, IsolationClass,
+    ByteStream, EgressPolicy, Ending, ExecuteRequest, Execution, FileContent, FileErrorKind, IsolationClass,
     Mount, Node, NodeError, NodeStatus, SnapshotId, Usage, VmId, VmInfo, VmSpec, VmState,
 };
 use std::collections::HashMap;
@@ -47,6 +47,7 @@ pub(crate) struct Simulated {
     pub(crate) mounts: Mutex<Vec<Mount>>,
     pub(crate) terminals: Mutex<Vec<Terminal>>,
     pub(crate) keep_disk_as: Mutex<Option<SnapshotId>>,
+    pub(crate) egress: Mutex<EgressPolicy>,
     executions: Mutex<HashMap<String, watch::Receiver<Option<Execution>>>>,
     /// Becomes true when it has ended.
     gone: watch::Sender<bool>,
@@ -65,6 +66,7 @@ impl Simulated {
             mounts: Mutex::new(spec.mounts.clone()),
             terminals: Mutex::default(),
             keep_disk_as: Mutex::new(spec.keep_disk_as.clone()),
+            egress: Mutex::new(spec.egress.clone().unwrap_or_default()),
             spec,
             executions: Mutex::default(),
             gone: watch::Sender::new(false),

@@ -297,6 +297,7 @@ async fn finish(
         workdir: profile.origin.workdir,
         mounts: profile.origin.mounts,
         keep_disk_as: vm.keep_as.clone(),
+        egress: None,
     };
     let info = match platform.node.create(spec).await {
         Ok(info) => info,

@@ -109,6 +109,7 @@ async fn records_and_node_are_brought_in_line(kind: DatabaseKind) -> Result<()> 
         workdir: None,
         mounts: Vec::new(),
         keep_disk_as: None,
+        egress: None,
     };
     instavm_node_api::Node::create(&*stopped.node, unknown).await?;
     let platform = stopped.start().await?;
