@@ -18,10 +18,10 @@ async fn main() -> instavm::Result<()> {
         .upload_bytes("name,age\nada,36\n", "/app/data.csv")
         .await?;
     client
-        .execute(Code::bash("sort data.csv > sorted.csv"))
+        .execute(Code::bash("sort data.csv | head -n 1 > sorted.csv"))
         .await?;
     let sorted = client.download_bytes("sorted.csv").await?;
-    println!("{}", String::from_utf8_lossy(&sorted[..6])); // ada,36
+    println!("{}", String::from_utf8_lossy(&sorted).trim()); // ada,36
 
     let task = client
         .execute_async(Code::bash("sleep 1 && echo done"))

@@ -86,3 +86,32 @@ async fn blocking() -> Result<()> {
     assert!(run("blocking").await?.contains("the file says some text"));
     Ok(())
 }
+
+#[tokio::test]
+async fn vms() -> Result<()> {
+    let output = run("vms").await?;
+    let lines: Vec<&str> = output.lines().skip(1).collect();
+    let expected = [
+        "it has 1024 MiB",
+        "its clone has kept",
+        "terminated",
+        "terminated",
+    ];
+    assert_eq!(lines, expected, "{output}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn snapshots() -> Result<()> {
+    let expected = "prepared is ready\none is ready to go\none is ready to go\nthere are 1 snapshots\ndeleted\n";
+    assert_eq!(run("snapshots").await?, expected);
+    Ok(())
+}
+
+#[tokio::test]
+async fn volumes() -> Result<()> {
+    let expected = "example-data is mounted at /data (rw)\nexample-data is mounted at /before (ro)\n\
+        notes/a.txt has second\n";
+    assert_eq!(run("volumes").await?, expected);
+    Ok(())
+}
