@@ -23,8 +23,8 @@ mod tree;
 mod unpack;
 
 pub use error::OciError;
-pub use reference::Reference;
 pub use prune::OciPruned;
+pub use reference::Reference;
 pub use store::OciStore;
 
 use crate::trust::TrustAnchors;
@@ -93,7 +93,7 @@ impl Default for OciLimits {
             files: 2_000_000,
             connect: Duration::from_secs(10),
             stall: Duration::from_secs(30),
-            attempts: 5,
+            attempts: 4,
             pause: Duration::from_millis(300),
         }
     }

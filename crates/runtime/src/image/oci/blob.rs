@@ -249,13 +249,11 @@ async fn receive(
     let mut tries = 0;
     loop {
         let before = done;
-        let Err(error) = stream(registries, reference, blob, &mut done, &arrived, sender).await
-        else {
-            return Ok(());
+        let error = match stream(registries, reference, blob, &mut done, &arrived, sender).await {
+            Ok(()) => return Ok(()),
+            Err(Broken::Final(error)) => return Err(error),
+            Err(Broken::Cut(error)) => error,
         };
-        if error.is_permanent() || matches!(error, OciError::Cancelled) {
-            return Err(error);
-        }
         // Much that came makes up for a cut, so that a large blob gets through; a little does not.
         tries = if done - before >= WORTH_A_TRY {
             1
@@ -269,6 +267,19 @@ async fn receive(
     }
 }
 
+/// Why a blob did not come to its end.
+enum Broken {
+    /// The stream was cut; another may go on.
+    Cut(OciError),
+    Final(OciError),
+}
+
+impl From<OciError> for Broken {
+    fn from(error: OciError) -> Self {
+        Self::Final(error)
+    }
+}
+
 /// One connection: from byte `done` on, as far as it goes.
 async fn stream(
     registries: &Registries,
@@ -277,7 +288,7 @@ async fn stream(
     done: &mut u64,
     arrived: &impl Fn(u64),
     sender: &mpsc::Sender<Bytes>,
-) -> Result<(), OciError> {
+) -> Result<(), Broken> {
     let ask = Ask {
         method: Method::GET,
         path: format!("blobs/{}", blob.digest),
@@ -286,9 +297,11 @@ async fn stream(
         what: blob.what(),
     };
     let mut answer = registries.send(reference, &ask).await?;
-    let lie = |reason: String| OciError::Mismatch {
-        what: blob.what(),
-        reason,
+    let lie = |reason: String| {
+        Broken::Final(OciError::Mismatch {
+            what: blob.what(),
+            reason,
+        })
     };
     let begin = first_byte(&answer, *done).map_err(&lie)?;
     if let Some(length) = answer.content_length()
@@ -305,7 +318,7 @@ async fn stream(
         let piece = match answer.chunk().await {
             Ok(Some(piece)) => piece,
             Ok(None) => break,
-            Err(e) => return Err(registries.broken(reference, &e)),
+            Err(e) => return Err(Broken::Cut(registries.broken(reference, &e))),
         };
         // A server that cannot begin in the middle sends again what is there.
         let known = usize::try_from(done.saturating_sub(at)).unwrap_or(usize::MAX);
@@ -320,7 +333,7 @@ async fn stream(
         let length = fresh.len() as u64;
         // The writer ends early when the disk fails, and says why.
         if sender.send(fresh).await.is_err() {
-            return Err(OciError::Cancelled);
+            return Err(OciError::Cancelled.into());
         }
         *done += length;
         arrived(length);

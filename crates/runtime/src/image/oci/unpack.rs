@@ -4,7 +4,7 @@ use super::entry::{Entries, Entry, Kind, invalid, too_large};
 use super::tree::{self, Tree};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read, Write};
@@ -57,8 +57,9 @@ pub(super) struct Unpacker<'a> {
     /// What this layer has made, as hashes of folder and name: an opaque folder keeps these.
     made: HashSet<u64>,
     hasher: RandomState,
-    /// Folders whose times are set at the end, when nothing in them changes any more.
-    folders: Vec<(Vec<u8>, (i64, u32))>,
+    /// Folders whose times are set at the end, when nothing in them changes any more: by number, with their paths. What
+    /// the layer does not name keeps the time that it had.
+    folders: HashMap<u64, (Vec<u8>, (i64, u32))>,
     /// The folder of the entry before, which is most often that of the next.
     parent: Option<(Vec<u8>, Parent)>,
     buffer: Vec<u8>,
@@ -71,13 +72,6 @@ struct Parent {
     number: u64,
 }
 
-impl Parent {
-    fn new(folder: OwnedFd) -> io::Result<Self> {
-        let number = rustix::fs::fstat(&folder)?.st_ino;
-        Ok(Self { folder, number })
-    }
-}
-
 impl<'a> Unpacker<'a> {
     pub(super) fn new(tree: &'a Tree, budget: &'a mut Budget, check: &'a mut Check<'a>) -> Self {
         Self {
@@ -87,7 +81,7 @@ impl<'a> Unpacker<'a> {
             unchecked: 0,
             made: HashSet::new(),
             hasher: RandomState::new(),
-            folders: Vec::new(),
+            folders: HashMap::new(),
             parent: None,
             buffer: vec![0; BUFFER],
             dropped: Dropped::default(),
@@ -181,8 +175,19 @@ impl<'a> Unpacker<'a> {
     fn open_parent(&mut self, path: &[u8]) -> io::Result<Parent> {
         match self.parent.take() {
             Some((known, parent)) if known == path => Ok(parent),
-            _ => Parent::new(self.tree.make_folder(path)?),
+            _ => self.changing(self.tree.make_folder(path)?, path),
         }
+    }
+
+    /// A folder in which something changes: its time is to be what it was.
+    fn changing(&mut self, folder: OwnedFd, path: &[u8]) -> io::Result<Parent> {
+        let found = rustix::fs::fstat(&folder)?;
+        let number = found.st_ino;
+        self.folders.entry(number).or_insert_with(|| {
+            let nanoseconds = u32::try_from(found.st_mtime_nsec).unwrap_or(0);
+            (path.to_vec(), (found.st_mtime, nanoseconds))
+        });
+        Ok(Parent { folder, number })
     }
 
     fn root(&mut self, entry: &Entry) -> io::Result<()> {
@@ -192,8 +197,7 @@ impl<'a> Unpacker<'a> {
         check_owner(entry)?;
         let root = self.tree.root();
         self.finish(root, entry)?;
-        self.folders.push((Vec::new(), entry.modified));
-        Ok(())
+        self.set_time_later(root, b"", entry)
     }
 
     fn directory(
@@ -213,7 +217,17 @@ impl<'a> Unpacker<'a> {
             None => self.tree.make_one(above, name, 0o700)?,
         };
         self.finish(folder.as_fd(), entry)?;
-        self.folders.push((path.to_vec(), entry.modified));
+        self.set_time_later(folder.as_fd(), path, entry)
+    }
+
+    fn set_time_later(
+        &mut self,
+        folder: BorrowedFd<'_>,
+        path: &[u8],
+        entry: &Entry,
+    ) -> io::Result<()> {
+        let number = rustix::fs::fstat(folder)?.st_ino;
+        self.folders.insert(number, (path.to_vec(), entry.modified));
         Ok(())
     }
 
@@ -355,15 +369,15 @@ impl<'a> Unpacker<'a> {
     /// Hides what layers below have by this name, or, of an opaque folder, all that they have in it.
     fn whiteout(&mut self, above: &[u8], name: &[u8], hidden: &[u8]) -> io::Result<()> {
         self.parent = None;
+        if matches!(hidden, b"" | b"." | b"..") {
+            return Err(invalid("a whiteout of nothing that has a name"));
+        }
         let folder = match self.tree.folder(above) {
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
-            other => Parent::new(other?)?,
+            other => self.changing(other?, above)?,
         };
         if name == OPAQUE {
             return self.hide_all(above);
-        }
-        if matches!(hidden, b"" | b"." | b"..") {
-            return Err(invalid("a whiteout of nothing that has a name"));
         }
         if !self.made.contains(&self.mark(folder.number, hidden)) {
             return self.tree.remove(folder.folder.as_fd(), hidden);
@@ -380,7 +394,7 @@ impl<'a> Unpacker<'a> {
         while let Some(path) = waiting.pop() {
             let parent = match self.tree.folder(&path) {
                 Err(Errno::NOENT | Errno::NOTDIR) => continue,
-                other => Parent::new(other?)?,
+                other => self.changing(other?, &path)?,
             };
             let folder = parent.folder.as_fd();
             for name in tree::names(folder)? {
@@ -435,17 +449,12 @@ impl<'a> Unpacker<'a> {
     }
 
     fn set_folder_times(&mut self) -> io::Result<()> {
-        for (path, modified) in std::mem::take(&mut self.folders) {
-            let (above, name) = tree::split(&path);
-            if name.is_empty() {
-                set_times(self.tree.root(), modified)?;
-                continue;
-            }
-            // A later entry may have put something else there.
-            let Ok(parent) = self.tree.folder(above) else {
+        for (number, (path, modified)) in std::mem::take(&mut self.folders) {
+            // A later entry may have put something else there, or removed it.
+            let Ok(folder) = self.tree.folder(&path) else {
                 continue;
             };
-            if let Ok(folder) = tree::open_child(parent.as_fd(), name) {
+            if rustix::fs::fstat(&folder)?.st_ino == number {
                 set_times(folder.as_fd(), modified)?;
             }
         }
