@@ -382,7 +382,7 @@ fn delete_trees(folder: &Path) -> Result<(), DiskError> {
     for entry in entries.flatten() {
         let path = entry.path();
         if let Err(e) = ioctl::delete_subvolume(&path) {
-            std::fs::remove_dir_all(&path).map_err(|_| disk("delete", &path)(e))?;
+            clone::remove(&path).map_err(|_| disk("delete", &path)(e))?;
         }
     }
     Ok(())

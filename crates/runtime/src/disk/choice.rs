@@ -32,7 +32,12 @@ pub(super) fn open(
             return Err(pool("its disks are kept in another way", fix)(other));
         }
     };
-    open_as(chosen, data_dir, root, options.size)
+    let opened = open_as(chosen, data_dir, root, options.size)?;
+    if let Some(Err(error)) = opened.1.as_ref().map(PoolFile::back) {
+        // It goes on as it was.
+        tracing::warn!(%error, "the host's blocks behind the disk pool cannot be reserved");
+    }
+    Ok(opened)
 }
 
 /// What a data directory was made with.

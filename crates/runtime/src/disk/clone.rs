@@ -18,6 +18,8 @@ use std::path::{Path, PathBuf};
 const LONGEST_ATTRIBUTE: usize = 65_536;
 /// Folders nested more deeply than this are not copied: each level holds a descriptor.
 const DEEPEST: usize = 512;
+/// How often something is removed again that somebody else removes.
+const PATIENCE: usize = 1000;
 const FOLDER: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::NOFOLLOW)
@@ -87,9 +89,22 @@ fn enter(from: OwnedFd, to: PathBuf, names: &mut Names) -> io::Result<Level> {
     Ok(Level { from, to, folders })
 }
 
-/// Removes a folder with everything in it, however deep it is.
+/// Removes a file, or a folder with everything in it however deep it is. Another thread may be removing it too.
 pub(super) fn remove(path: &Path) -> io::Result<()> {
-    Ok(volume_file::remove_tree(path)?)
+    for _ in 0..PATIENCE {
+        let removed = match volume_file::remove_tree(path) {
+            Err(Errno::NOTDIR | Errno::LOOP) => std::fs::remove_file(path),
+            other => other.map_err(io::Error::from),
+        };
+        match removed {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            other => return other,
+        }
+        if path.symlink_metadata().is_err() {
+            return Ok(());
+        }
+    }
+    Err(Errno::AGAIN.into())
 }
 
 /// Copies anything but a folder.

@@ -155,12 +155,7 @@ fn appear(draft: &Path, target: &Path) -> io::Result<()> {
 fn empty(trash: &Path) {
     let removed = std::fs::read_dir(trash).and_then(|entries| {
         for entry in entries {
-            let path = entry?.path();
-            if path.is_dir() {
-                clone::remove(&path)?;
-            } else {
-                std::fs::remove_file(&path)?;
-            }
+            clone::remove(&entry?.path())?;
         }
         Ok(())
     });

@@ -129,6 +129,18 @@ impl PoolFile {
         Ok(self.limit.saturating_sub(size).min(spare))
     }
 
+    /// Reserves the blocks of a file that has holes, as far as the host has them: of one that was made so, or copied.
+    pub(super) fn back(&self) -> io::Result<()> {
+        use std::os::unix::fs::MetadataExt;
+        let file = File::options().write(true).open(&self.path)?;
+        let stat = file.metadata()?;
+        let holes = stat.len().saturating_sub(stat.blocks() * 512);
+        if holes > 0 && holes <= Host::of(&self.path)?.spare() {
+            reserve(&file, stat.len())?;
+        }
+        Ok(())
+    }
+
     /// Gives the pool more when little is free, as far as the host has it. Finishes what an interrupted call began.
     pub(super) fn tend(&self) -> io::Result<()> {
         let inside = rustix::fs::statvfs(&self.root)?;

@@ -70,7 +70,8 @@ impl DiskPool {
             let charged = self.trees().charged(&path)?;
             // Folders nested too deeply to be walked are counted as the kernel does.
             let used = usage::of(&path)?.unwrap_or(charged);
-            Ok((used, charged.max(used)))
+            let copies = self.taken_by_checkpoints(id)?;
+            Ok((used, charged.max(used).saturating_add(copies)))
         };
         measure().map_err(named("measure", NOUN, id, &path))
     }
@@ -83,6 +84,35 @@ impl DiskPool {
         check_name(NOUN, id)?;
         let path = self.volume_path(id);
         attribute::get(&path, attribute::LIMIT).map_err(named("measure", NOUN, id, &path))
+    }
+
+    /// What a volume's checkpoints take where they are copies. Elsewhere it is the volume itself that stays charged with
+    /// what they hold.
+    fn taken_by_checkpoints(&self, id: &str) -> io::Result<u64> {
+        let mut bytes = 0_u64;
+        if self.quota() == "soft" {
+            let folder = self.folder("checkpoints").join(id);
+            for checkpoint in listed(&folder).map_err(io::Error::other)? {
+                let taken = self.trees().charged(&folder.join(checkpoint))?;
+                bytes = bytes.saturating_add(taken);
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Refuses a copy that the quota has no room for; one in constant time takes none.
+    fn require_quota(&self, id: &str, path: &Path) -> Result<(), DiskError> {
+        if self.quota() == "hard" {
+            return Ok(());
+        }
+        let quota = attribute::get(path, attribute::LIMIT).map_err(disk("measure", path))?;
+        let Some(quota) = quota else { return Ok(()) };
+        let (used, charged) = self.volume_usage(id)?;
+        let charged = charged.saturating_add(used);
+        if charged > quota {
+            return Err(DiskError::BelowUse { quota, charged });
+        }
+        Ok(())
     }
 
     /// Deletes a volume and its checkpoints; one that is not there is no error. The space comes back behind.
@@ -137,7 +167,7 @@ impl DiskPool {
     ///
     /// # Errors
     /// [`DiskError::Missing`] without such a volume, [`DiskError::Exists`] with such a checkpoint, [`DiskError::Full`]
-    /// when the reserve is touched.
+    /// when the reserve is touched; [`DiskError::BelowUse`] where checkpoints are copies and the quota has no room for one.
     pub fn checkpoint(&self, volume: &str, id: &str) -> Result<PathBuf, DiskError> {
         check_name(NOUN, volume)?;
         check_name(CHECKPOINT, id)?;
@@ -147,6 +177,7 @@ impl DiskPool {
             let name = volume.to_owned();
             return Err(DiskError::Missing { noun: NOUN, name });
         }
+        self.require_quota(volume, &source)?;
         let target = self.checkpoint_path(volume, id);
         let folder = self.folder("checkpoints").join(volume);
         std::fs::create_dir_all(&folder).map_err(disk("make", &folder))?;

@@ -109,18 +109,18 @@ on_both_drivers! {
 fn a_copy_that_cannot_be_finished_leaves_nothing() {
     let world = World::new(DiskDriver::Directory);
     let pool = &world.pool;
-    let volume = pool.create_volume("vol_a", 64 * MIB).unwrap();
-    fs::write(volume.join("data"), noise(MIB)).unwrap();
-    crate::volume_file::nest(&volume, 600);
+    let disk = pool.create("m1", &world.image(), GIB).unwrap();
+    fs::write(disk.join("data"), noise(MIB)).unwrap();
+    crate::volume_file::nest(&disk, 600);
     for _ in 0..2 {
         assert!(matches!(
-            pool.checkpoint("vol_a", "ckpt_1"),
-            Err(DiskError::Disk { .. })
+            pool.save("m1", "snap_a"),
+            Err(DiskError::Disk { action: "save", .. })
         ));
-        assert!(world.raw("checkpoints/vol_a").is_empty());
+        assert!(world.raw("snapshots").is_empty());
     }
-    VolumeFiles::of(&volume).unwrap().remove("d").unwrap();
-    pool.checkpoint("vol_a", "ckpt_1").unwrap();
+    VolumeFiles::of(&disk).unwrap().remove("d").unwrap();
+    pool.save("m1", "snap_a").unwrap();
 }
 
 /// The name that a killed process gets the data directory under.

@@ -165,3 +165,17 @@ fn a_full_host_refuses_what_is_new_in_plain_folders() {
     fs::remove_file(&other).unwrap();
     world.pool.create("m2", &image, GIB).unwrap();
 }
+
+#[test]
+fn a_pool_file_with_holes_gets_its_blocks_when_it_is_opened() {
+    use std::os::unix::fs::MetadataExt;
+    let world = World::new(DiskDriver::Btrfs);
+    let file = world.data_dir().join("pool.img");
+    let hole = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+    let image = fs::File::options().write(true).open(&file).unwrap();
+    // The end of a new pool is not in use.
+    rustix::fs::fallocate(&image, hole, 900 * MIB, 100 * MIB).unwrap();
+    assert!(fs::metadata(&file).unwrap().blocks() * 512 < GIB - 90 * MIB);
+    world.reopened();
+    assert!(fs::metadata(&file).unwrap().blocks() * 512 >= GIB);
+}

@@ -150,3 +150,22 @@ fn what_checkpoints_hold_stays_charged_until_they_go() {
     });
     assert!(freed, "the space comes back");
 }
+
+#[test]
+fn copies_of_a_volume_count_where_checkpoints_are_copies() {
+    let world = World::new(DiskDriver::Directory);
+    let pool = &world.pool;
+    let path = pool.create_volume("vol_a", 4 * MIB).unwrap();
+    assert_eq!(pool.soft_quota("vol_a").unwrap(), Some(4 * MIB));
+    fs::write(path.join("data"), noise(3 * MIB)).unwrap();
+    assert!(matches!(
+        pool.checkpoint("vol_a", "ckpt_1"),
+        Err(DiskError::BelowUse { .. })
+    ));
+    assert_eq!(pool.volume_usage("vol_a").unwrap(), (3 * MIB, 3 * MIB));
+    pool.limit_volume("vol_a", 6 * MIB).unwrap();
+    pool.checkpoint("vol_a", "ckpt_1").unwrap();
+    assert_eq!(pool.volume_usage("vol_a").unwrap(), (3 * MIB, 6 * MIB));
+    pool.delete_checkpoint("vol_a", "ckpt_1").unwrap();
+    assert_eq!(pool.volume_usage("vol_a").unwrap(), (3 * MIB, 3 * MIB));
+}
