@@ -1,4 +1,4 @@
-//! The Rust SDK of InstaVM: sessions, code and files in isolated machines.
+//! The Rust SDK of InstaVM: sessions, code and files in isolated machines; snapshots and volumes.
 //!
 //! A [`Client`] talks to one platform and has one session at a time; the session has a virtual machine that runs code
 //! and keeps files. [`blocking`] has the same without `async`.
@@ -17,6 +17,24 @@
 //! client.execute(Code::bash("sort people.csv > sorted.csv")).await?;
 //! client.download_file("sorted.csv", "sorted.csv").await?;
 //! client.kill().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # VMs, snapshots, volumes
+//!
+//! What outlives a session has a manager with the names of the Python SDK: [`Client::vms`], [`Client::snapshots`] and
+//! [`Client::volumes`].
+//!
+//! ```no_run
+//! # async fn example(client: &instavm::Client) -> instavm::Result<()> {
+//! use instavm::{Access, NewVm};
+//!
+//! let data = client.volumes().create("data", 1 << 30).await?;
+//! let vm = NewVm::default().volume(&data.id, "/data", Access::ReadWrite);
+//! let vm = client.vms().create(vm).await?.vm;
+//! let snapshot = client.vms().snapshot(&vm.vm_id, Some("prepared")).await?;
+//! println!("{} stood still for {:?} ms", vm.vm_id, snapshot.pause_ms);
 //! # Ok(())
 //! # }
 //! ```
