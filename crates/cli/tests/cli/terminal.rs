@@ -245,3 +245,27 @@ async fn an_interrupted_step_leaves_a_clean_terminal() -> Result<()> {
     assert_eq!(child.wait().await?.code(), Some(130));
     Ok(())
 }
+
+#[tokio::test]
+async fn the_next_frame_of_a_watch_takes_the_place_of_the_last() -> Result<()> {
+    let server =
+        Server::start(&[(200, "{}"), (200, r#"{"status":"ready"}"#), (503, "busy")]).await?;
+    let environment = server.environment()?.with("TERM", "xterm");
+    let (mut ours, path) = terminal()?;
+    let theirs = OpenOptions::new().read(true).write(true).open(path)?;
+    let mut child = environment
+        .command(&["snapshot", "get", "sn_1", "--watch", "1"])
+        .stdout(theirs)
+        .spawn()?;
+    let first = "Snapshot: -\r\nName: -\r\nStatus: -\r\nType: -\r\n";
+    let shown = tokio::task::spawn_blocking(move || until(&mut ours, "ready\r\nType: -\r\n"));
+    assert_eq!(
+        shown.await??,
+        format!(
+            "{first}\u{1b}[2J\u{1b}[H{}",
+            first.replace("Status: -", "Status: ready")
+        )
+    );
+    assert_eq!(child.wait().await?.code(), Some(1));
+    Ok(())
+}
