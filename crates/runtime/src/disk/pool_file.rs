@@ -85,19 +85,14 @@ impl PoolFile {
             });
         }
         let draft = data_dir.join(".pool.img.draft");
-        let make = || reserve(&File::create(&draft)?, size);
-        make().map_err(pool("make the pool file", fix))?;
-        let output = Command::new("mkfs.btrfs")
-            .args(["--quiet", "--force", "--nodiscard"])
-            .args(["--metadata", "single", "--data", "single"])
-            .arg(&draft)
-            .output()
-            .map_err(pool("run mkfs.btrfs", "install btrfs-progs"))?;
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            return Err(pool("mkfs.btrfs", fix)(io::Error::other(said)));
+        let made = make_file_system(&draft, size, fix).and_then(|()| {
+            std::fs::rename(&draft, &self.path).map_err(pool("publish the pool file", fix))
+        });
+        if made.is_err() {
+            // It holds blocks of the host's; the next attempt overwrites it otherwise.
+            let _ = std::fs::remove_file(&draft);
         }
-        std::fs::rename(&draft, &self.path).map_err(pool("publish the pool file", fix))
+        made
     }
 
     fn mount(&self) -> Result<(), DiskError> {
@@ -169,6 +164,23 @@ impl PoolFile {
         loop_device::follow_file_size(Path::new(&device.source))?;
         btrfs::grow_to_device(&self.root)
     }
+}
+
+fn make_file_system(file: &Path, size: u64, fix: &'static str) -> Result<(), DiskError> {
+    File::create(file)
+        .and_then(|file| reserve(&file, size))
+        .map_err(pool("make the pool file", fix))?;
+    let output = Command::new("mkfs.btrfs")
+        .args(["--quiet", "--force", "--nodiscard"])
+        .args(["--metadata", "single", "--data", "single"])
+        .arg(file)
+        .output()
+        .map_err(pool("run mkfs.btrfs", "install btrfs-progs"))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(pool("mkfs.btrfs", fix)(io::Error::other(said)));
+    }
+    Ok(())
 }
 
 /// Makes a file so large, with the host's blocks behind it where the host's file system can say so.

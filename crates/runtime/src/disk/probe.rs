@@ -9,7 +9,7 @@ const ELSE: &str = "without it disks are plain folders (slower, and limits are o
 
 /// What of disks works on this host. Without btrfs, or without loop devices for it, the disk driver `directory` is used.
 pub fn probe() -> Vec<Probe> {
-    let found = [btrfs(), loop_devices(), mkfs()];
+    let found = [btrfs(), quotas(), loop_devices(), mkfs()];
     let lacking = found.iter().any(|probe| !probe.ok);
     let driver = if lacking {
         "directory: plain folders, unless the data directory is on btrfs"
@@ -28,6 +28,15 @@ fn btrfs() -> Probe {
     }
     let found = format!("the kernel does not list it; {ELSE}");
     Probe::lacks("btrfs", found, "modprobe btrfs")
+}
+
+fn quotas() -> Probe {
+    // Not there before the module is loaded either: then the probe above says what to do.
+    if Path::new("/sys/fs/btrfs/features/simple_quota").exists() {
+        return Probe::works("btrfs simple quotas", "the kernel has them");
+    }
+    let found = format!("the kernel's btrfs does not list them; {ELSE}");
+    Probe::lacks("btrfs simple quotas", found, "use Linux 6.7 or newer")
 }
 
 fn loop_devices() -> Probe {

@@ -138,6 +138,50 @@ fn a_new_data_directory_gets_btrfs_where_it_can_be_had() {
     assert_eq!(world.pool.quota(), "hard");
 }
 
+/// The name that a process without programs gets the data directory under.
+const POOR: &str = "INSTAVM_DISK_TEST_POOR";
+
+/// Opens a pool as on a host without mkfs.btrfs; does nothing unless another test starts it for that.
+#[test]
+fn poor() {
+    let Some(data_dir) = std::env::var_os(POOR) else {
+        return;
+    };
+    let open = |driver| {
+        let options = DiskOptions { size: None, driver };
+        DiskPool::open(data_dir.as_ref(), &options)
+    };
+    let refused = open(DiskDriver::Btrfs).unwrap_err();
+    assert!(
+        refused.to_string().contains("FIX: install btrfs-progs"),
+        "{refused}"
+    );
+    assert_eq!(
+        fs::read_dir(&data_dir).unwrap().count(),
+        1,
+        "nothing but the pool's folder"
+    );
+    assert_eq!(open(DiskDriver::Auto).unwrap().driver(), "directory");
+}
+
+#[test]
+fn without_what_btrfs_needs_disks_are_plain_folders_and_stay_so() {
+    let place = Place::new();
+    let ended = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "tree::poor"])
+        .env(POOR, place.path())
+        .env("PATH", "/nonexistent")
+        .output()
+        .unwrap();
+    assert!(ended.status.success(), "{ended:?}");
+    // With everything at hand it is what it was made as.
+    let world = World::at(place, DiskDriver::Auto, GIB);
+    assert_eq!(
+        (world.pool.driver(), world.pool.quota()),
+        ("directory", "soft")
+    );
+}
+
 #[test]
 fn a_scrub_finds_what_was_damaged() {
     use std::io::{Read, Seek, SeekFrom, Write};

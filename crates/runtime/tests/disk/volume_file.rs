@@ -212,7 +212,7 @@ on_both_drivers! {
             put(&files, &format!("tree/{}/{number}", number % 7), b"x");
         }
         symlink("/etc", path.join("tree/out")).unwrap();
-        fs::set_permissions(path.join("tree/3"), PermissionsExt::from_mode(0)).unwrap();
+        fs::set_permissions(path.join("tree/3"), PermissionsExt::from_mode(0o000)).unwrap();
         files.remove("tree").unwrap();
         nest(&path, 3000);
         // What cannot have a path is not listed, and does not hinder.
