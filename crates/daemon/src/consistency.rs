@@ -1,4 +1,4 @@
-//! Do the rows of VMs and the VMs of the node agree?
+//! Do the rows and what the node has agree: VMs, snapshots, volumes with their checkpoints, mounts?
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
@@ -30,6 +30,41 @@ pub(crate) fn mismatches(
         .filter(|(vm, recorded)| !vms.contains(*vm) && must_run(**recorded, now))
         .map(|(vm, _)| format!("vm {vm}: its row says active, but it is not there"));
     without_row.chain(without_vm).collect()
+}
+
+/// What the rows say: each thing by its name, and whether it must be there.
+pub(crate) type Rows = BTreeMap<String, bool>;
+
+/// What is kept on the disks, and what is mounted, by rows or by the node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Kept<T> {
+    pub(crate) snapshots: T,
+    pub(crate) volumes: T,
+    pub(crate) checkpoints: T,
+    /// By VM and path, of VMs that run.
+    pub(crate) mounts: T,
+}
+
+/// One line for each thing that only one side knows. What a row says is being made or deleted may be there or not.
+pub(crate) fn kept_mismatches(rows: &Kept<Rows>, there: &Kept<BTreeSet<String>>) -> Vec<String> {
+    let nouns = [
+        ("snapshot", &rows.snapshots, &there.snapshots),
+        ("volume", &rows.volumes, &there.volumes),
+        ("checkpoint", &rows.checkpoints, &there.checkpoints),
+        ("mount", &rows.mounts, &there.mounts),
+    ];
+    let lines = nouns.into_iter().flat_map(|(noun, rows, there)| {
+        let without_row = there
+            .iter()
+            .filter(|name| !rows.contains_key(*name))
+            .map(move |name| format!("{noun} {name}: is there, but no row knows it"));
+        let without_thing = rows
+            .iter()
+            .filter(|(name, must)| **must && !there.contains(*name))
+            .map(move |(name, _)| format!("{noun} {name}: its row says so, but it is not there"));
+        without_row.chain(without_thing)
+    });
+    lines.collect()
 }
 
 fn must_run(recorded: Recorded, now: SystemTime) -> bool {
@@ -80,6 +115,38 @@ mod tests {
             [
                 "vm vm_b: runs, but no row knows it",
                 "vm vm_a: its row says active, but it is not there",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_kept_and_what_rows_say_are_compared_noun_by_noun() {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let rows = |rows: &[(&str, bool)]| {
+            let owned = |(name, must): &(&str, bool)| ((*name).to_owned(), *must);
+            rows.iter().map(owned).collect::<Rows>()
+        };
+        let recorded = Kept {
+            snapshots: rows(&[("snap_a", true), ("snap_b", false), ("snap_c", true)]),
+            volumes: rows(&[("vol_a", true)]),
+            checkpoints: rows(&[("vol_a/ckpt_a", false)]),
+            mounts: rows(&[("vm_a /data", true)]),
+        };
+        let mut there = Kept {
+            snapshots: names(&["snap_a", "snap_c"]),
+            volumes: names(&["vol_a"]),
+            checkpoints: BTreeSet::new(),
+            mounts: names(&["vm_a /data"]),
+        };
+        assert!(kept_mismatches(&recorded, &there).is_empty());
+        there.snapshots = names(&["snap_a", "snap_d"]);
+        there.mounts.clear();
+        assert_eq!(
+            kept_mismatches(&recorded, &there),
+            [
+                "snapshot snap_d: is there, but no row knows it",
+                "snapshot snap_c: its row says so, but it is not there",
+                "mount vm_a /data: its row says so, but it is not there",
             ]
         );
     }

@@ -3,6 +3,7 @@
 mod accounts;
 mod database;
 mod images;
+mod kept;
 
 pub(crate) use accounts::{create_account, disable_account, list_accounts};
 pub(crate) use images::{build_image, list_images, remove_image};
@@ -20,7 +21,7 @@ use instavm_runtime::disk::DiskDriver;
 use instavm_runtime::driver::NativeDriver;
 use instavm_runtime::image::Source;
 use instavm_store::{Database, StoreError};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio_util::sync::CancellationToken;
@@ -85,7 +86,10 @@ impl Rooms for House {
             let rows = recorded(&self.database).await?;
             let vms = self.node.list().await;
             let vms = vms.into_iter().map(|vm| vm.id.0).collect();
-            let apart = consistency::mismatches(&rows, &vms, SystemTime::now());
+            let mut apart = consistency::mismatches(&rows, &vms, SystemTime::now());
+            let recorded = kept::recorded(&self.database, &vms).await?;
+            let there = kept::there(self.node.as_ref(), &vms).await?;
+            apart.extend(consistency::kept_mismatches(&recorded, &there));
             if apart.is_empty() || Instant::now() >= deadline {
                 found.extend(apart);
                 return Ok(found);
@@ -119,13 +123,17 @@ pub(crate) fn has_records(config: &Config) -> bool {
 /// Compares rows, disks and kernel while no daemon runs.
 pub(crate) async fn check_offline(config: &Config) -> Result<Vec<String>, RoomError> {
     let node = instavm_node::check_offline(&config.data_dir).await?;
-    let mut found = node.mismatches;
+    let mut found = node.mismatches.clone();
     if has_records(config) {
         let database = database::open(config).await?;
+        let vms: BTreeSet<String> = node.vms.iter().map(|vm| vm.0.clone()).collect();
         let rows = recorded(&database).await?;
+        let recorded = kept::recorded(&database, &vms).await?;
         database.close().await;
-        let vms = node.vms.into_iter().map(|vm| vm.0).collect();
         found.extend(consistency::mismatches(&rows, &vms, SystemTime::now()));
+        if let Some(there) = kept::left(&node) {
+            found.extend(consistency::kept_mismatches(&recorded, &there));
+        }
     }
     Ok(found)
 }
