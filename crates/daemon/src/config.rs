@@ -15,7 +15,8 @@ use std::path::PathBuf;
 pub use keys::{Config, KEYS, KeySpec, environment_name};
 pub use secrets::{BootstrapKey, Secrets};
 pub use value::{
-    DatabaseUrl, DiskDriverChoice, DriverChoice, ImageSource, ListenAddress, LogFilter, LogFormat, VmRange,
+    DatabaseUrl, DiskDriverChoice, DriverChoice, ImageSource, ListenAddress, LogFilter, LogFormat,
+    VmRange,
 };
 
 /// Where the file is looked for when `--config` does not name one.

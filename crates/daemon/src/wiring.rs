@@ -232,9 +232,8 @@ fn node_config(config: &Config, agent: &'static [u8]) -> NodeConfig {
             DiskDriverChoice::Btrfs => DiskDriver::Btrfs,
             DiskDriverChoice::Directory => DiskDriver::Directory,
         },
-        scrub_every: (config.disks_scrub_hours > 0).then(|| {
-            Duration::from_secs(u64::from(config.disks_scrub_hours) * SECONDS_PER_HOUR)
-        }),
+        scrub_every: (config.disks_scrub_hours > 0)
+            .then(|| Duration::from_secs(u64::from(config.disks_scrub_hours) * SECONDS_PER_HOUR)),
         registry_auth: config.images_registry_auth.clone(),
         private_registries: config.images_private_registries,
         build_timeout: Duration::from_secs(config.images_build_timeout_seconds.into()),

@@ -3,7 +3,8 @@
 use crate::config::Fault;
 use crate::config::source::Given;
 use crate::config::value::{
-    DatabaseUrl, DiskDriverChoice, DriverChoice, ImageSource, KeyValue, ListenAddress, LogFilter, LogFormat, VmRange,
+    DatabaseUrl, DiskDriverChoice, DriverChoice, ImageSource, KeyValue, ListenAddress, LogFilter,
+    LogFormat, VmRange,
 };
 use ipnet::IpNet;
 use std::net::SocketAddr;

@@ -19,7 +19,8 @@ pub(super) async fn recorded(
     }
     for row in volume::service::recorded(database).await? {
         for (id, is_ready) in row.checkpoints {
-            kept.checkpoints.insert(format!("{}/{id}", row.id), is_ready);
+            kept.checkpoints
+                .insert(format!("{}/{id}", row.id), is_ready);
         }
         kept.volumes.insert(row.id, row.is_available);
     }
