@@ -28,10 +28,12 @@ const SUBVOL_RDONLY: u64 = 1 << 1;
 const SUBVOL_QGROUP_INHERIT: u64 = 1 << 2;
 const INHERIT_SET_LIMITS: u64 = 1;
 const QUOTA_TREE: u64 = 8;
+const QGROUP_STATUS: u32 = 240;
 const QGROUP_INFO: u32 = 242;
 const QGROUP_LIMIT_ITEM: u32 = 244;
 const QUOTA_ENABLE_SIMPLE: u64 = 4;
 const LIMIT_MAX_RFER: u64 = 1;
+const STATUS_SIMPLE_MODE: u64 = 1 << 3;
 /// The object id of a subvolume's root directory.
 const FIRST_FREE_OBJECTID: u64 = 256;
 
@@ -338,8 +340,16 @@ pub fn enable_simple_quotas(path: &Path) -> io::Result<()> {
         command: QUOTA_ENABLE_SIMPLE,
         status: 0,
     };
+    let root = directory(path)?;
     // SAFETY: this code takes a btrfs_ioctl_quota_ctl_args.
-    unsafe { ioctl(directory(path)?, QUOTA_CTL, &mut control) }
+    unsafe { ioctl(&root, QUOTA_CTL, &mut control)? };
+    // The kernel is content when any quotas are on.
+    // version, generation, flags, …
+    let flags = number_at(&quota_tree_item(root, QGROUP_STATUS, 0)?, 16)?;
+    if flags & STATUS_SIMPLE_MODE == 0 {
+        return Err(io::Error::from_raw_os_error(libc::EEXIST));
+    }
+    Ok(())
 }
 
 /// Limits what a subvolume may write on top of what it was made from, in bytes. The kernel enforces it (`EDQUOT`).
@@ -393,9 +403,13 @@ fn number_at(item: &[u8], offset: usize) -> io::Result<u64> {
 
 /// An item of the quota tree about the subvolume at `path`.
 fn quota_item(path: &Path, kind: u32) -> io::Result<Vec<u8>> {
+    quota_tree_item(directory(path)?, kind, subvolume_id(path)?)
+}
+
+/// The item of the quota tree with the key (0, `kind`, `id`).
+fn quota_tree_item(root: impl AsFd, kind: u32, id: u64) -> io::Result<Vec<u8>> {
     /// The kernel puts a header before each item: transid, objectid, offset, type, length.
     const HEADER: usize = 32;
-    let id = subvolume_id(path)?;
     let mut search = TreeSearch {
         tree: QUOTA_TREE,
         objectid: [0, 0],
@@ -408,7 +422,7 @@ fn quota_item(path: &Path, kind: u32) -> io::Result<Vec<u8>> {
         found: [0; 3992],
     };
     // SAFETY: this code takes a btrfs_ioctl_search_args.
-    unsafe { ioctl(directory(path)?, TREE_SEARCH, &mut search)? };
+    unsafe { ioctl(root, TREE_SEARCH, &mut search)? };
     if search.items == 0 {
         return Err(io::Error::from_raw_os_error(libc::ENOENT));
     }

@@ -353,12 +353,16 @@ impl DiskPool {
 
 /// Lets the pool grow when it needs to, until nobody has it open any more.
 fn keep(pool: &Weak<Inner>, closed: &mpsc::Receiver<()>) {
+    let mut said = String::new();
     while let Err(mpsc::RecvTimeoutError::Timeout) = closed.recv_timeout(TENDING) {
         let Some(inner) = pool.upgrade() else { return };
         let tended = inner.file.as_ref().map_or(Ok(()), PoolFile::tend);
-        if let Err(error) = tended {
-            tracing::warn!(%error, pool = %inner.root.display(), "the disk pool cannot grow");
+        let failure = tended.err().map(|error| error.to_string());
+        // Once, not at each look.
+        if let Some(error) = failure.as_ref().filter(|error| **error != said) {
+            tracing::warn!(error, pool = %inner.root.display(), "the disk pool cannot grow");
         }
+        said = failure.unwrap_or_default();
     }
 }
 

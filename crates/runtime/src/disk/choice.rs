@@ -110,16 +110,18 @@ fn open_btrfs(data_dir: &Path, root: &Path, size: Option<u64>) -> Result<Opened,
     let is_btrfs =
         ioctl::is_btrfs(root).map_err(pool("look at it", "make the data directory readable"))?;
     let no_quotas = || pool("turn on simple quotas", "use Linux 6.7 or newer");
-    // What has been mounted there before, or a btrfs below the data directory that does not count in another way already.
-    if is_btrfs {
-        if PoolFile::exists(data_dir) {
-            ioctl::enable_simple_quotas(root).map_err(no_quotas())?;
-            let file = PoolFile::mounted(data_dir, root, size);
-            return Ok((Box::new(Btrfs), Some(file)));
-        }
-        if ioctl::enable_simple_quotas(root).is_ok() {
-            return Ok((Box::new(Btrfs), None));
-        }
+    if PoolFile::exists(data_dir) {
+        // The data directory itself may be on a btrfs that could not be used.
+        let file = match PoolFile::find(data_dir, root, size) {
+            Some(file) => file,
+            None => PoolFile::open(data_dir, root, size)?,
+        };
+        ioctl::enable_simple_quotas(root).map_err(no_quotas())?;
+        return Ok((Box::new(Btrfs), Some(file)));
+    }
+    // A btrfs below the data directory serves as it is, unless it counts in another way already.
+    if is_btrfs && ioctl::enable_simple_quotas(root).is_ok() {
+        return Ok((Box::new(Btrfs), None));
     }
     let file = PoolFile::open(data_dir, root, size)?;
     if let Err(error) = ioctl::enable_simple_quotas(root) {

@@ -45,8 +45,13 @@ impl Directory {
         Ok(Self { trash, emptier })
     }
 
-    /// Makes a tree under another name, and then lets it appear.
-    fn draft(&self, target: &Path, fill: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
+    /// Makes a tree under another name, and then lets it appear; `lasting` also after a loss of power.
+    fn draft(
+        &self,
+        target: &Path,
+        lasting: bool,
+        fill: impl FnOnce(&Path) -> io::Result<()>,
+    ) -> io::Result<()> {
         let draft = draft_of(target)?;
         self.remove(&draft)?;
         if target.symlink_metadata().is_ok() {
@@ -54,7 +59,7 @@ impl Directory {
         }
         let made = std::fs::create_dir(&draft)
             .and_then(|()| fill(&draft))
-            .and_then(|()| appear(&draft, target));
+            .and_then(|()| appear(&draft, target, lasting));
         if made.is_err() {
             // Opening the pool sweeps it otherwise.
             let _ = self.remove(&draft);
@@ -73,14 +78,16 @@ impl Trees for Directory {
     }
 
     fn make(&self, path: &Path, limit: Option<u64>) -> io::Result<()> {
-        self.draft(path, |draft| match limit {
+        self.draft(path, true, |draft| match limit {
             Some(limit) => attribute::set(draft, attribute::LIMIT, limit),
             None => Ok(()),
         })
     }
 
     fn copy(&self, source: &Path, target: &Path, copy: Copy) -> io::Result<()> {
-        self.draft(target, |draft| {
+        // A machine's disk goes with the machine: it need not outlast the host's power.
+        let lasting = matches!(copy, Copy::ReadOnly);
+        self.draft(target, lasting, |draft| {
             clone::tree(source, draft)?;
             if let Copy::Limited(limit) = copy {
                 // All of it was there before: nothing of it is the copy's own.
@@ -93,8 +100,7 @@ impl Trees for Directory {
     }
 
     fn publish(&self, draft: &Path, target: &Path) -> io::Result<()> {
-        self.sync(draft)?;
-        appear(draft, target)
+        appear(draft, target, true)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
@@ -142,13 +148,15 @@ fn draft_of(target: &Path) -> io::Result<PathBuf> {
     Ok(target.with_file_name(format!("{DRAFT}{name}-{:08x}", rand::random::<u32>())))
 }
 
-/// Gives a tree its name, on the disk too, when there is nothing of that name.
-fn appear(draft: &Path, target: &Path) -> io::Result<()> {
-    rustix::fs::syncfs(std::fs::File::open(draft)?)?;
+/// Gives a tree its name, when there is nothing of that name.
+fn appear(draft: &Path, target: &Path, lasting: bool) -> io::Result<()> {
+    if lasting {
+        rustix::fs::syncfs(std::fs::File::open(draft)?)?;
+    }
     renameat_with(CWD, draft, CWD, target, RenameFlags::NOREPLACE)?;
     match target.parent() {
-        Some(folder) => std::fs::File::open(folder)?.sync_all(),
-        None => Ok(()),
+        Some(folder) if lasting => std::fs::File::open(folder)?.sync_all(),
+        _ => Ok(()),
     }
 }
 

@@ -42,8 +42,13 @@ impl PoolFile {
         data_dir.join(NAME).exists()
     }
 
-    /// The pool file of a data directory, which is mounted at `root`.
-    pub(super) fn mounted(data_dir: &Path, root: &Path, size: Option<u64>) -> Self {
+    /// The pool file of a data directory, if it is mounted at `root`.
+    pub(super) fn find(data_dir: &Path, root: &Path, size: Option<u64>) -> Option<Self> {
+        let file = Self::of(data_dir, root, size);
+        file.device().ok().map(|_| file)
+    }
+
+    fn of(data_dir: &Path, root: &Path, size: Option<u64>) -> Self {
         Self {
             path: data_dir.join(NAME),
             root: root.to_owned(),
@@ -54,7 +59,7 @@ impl PoolFile {
 
     /// Mounts a data directory's pool file at `root`, making it first where there is none.
     pub(super) fn open(data_dir: &Path, root: &Path, size: Option<u64>) -> Result<Self, DiskError> {
-        let mut file = Self::mounted(data_dir, root, size);
+        let mut file = Self::of(data_dir, root, size);
         file.made = !file.path.exists();
         if file.made {
             file.format(data_dir)?;
@@ -157,12 +162,17 @@ impl PoolFile {
     }
 
     fn use_all(&self) -> io::Result<()> {
+        loop_device::follow_file_size(&self.device()?)?;
+        btrfs::grow_to_device(&self.root)
+    }
+
+    /// The device that is mounted at the pool's root.
+    fn device(&self) -> io::Result<PathBuf> {
         let root = std::fs::canonicalize(&self.root)?;
         let points = mount::mount_points()?;
-        let mounted = points.iter().rev().find(|point| point.target == root);
-        let device = mounted.ok_or_else(|| io::Error::other("the pool is not mounted"))?;
-        loop_device::follow_file_size(Path::new(&device.source))?;
-        btrfs::grow_to_device(&self.root)
+        let mounted = points.into_iter().rev().find(|point| point.target == root);
+        let point = mounted.ok_or_else(|| io::Error::other("the pool is not mounted"))?;
+        Ok(point.source.into())
     }
 }
 

@@ -163,7 +163,8 @@ impl DiskPool {
         Ok(volumes.into_iter().collect())
     }
 
-    /// Keeps a volume as it is now, read-only.
+    /// Keeps a volume as it is now, read-only. Where checkpoints are copies ([`DiskPool::quota`] is `soft`), what is written
+    /// meanwhile may be in it or not.
     ///
     /// # Errors
     /// [`DiskError::Missing`] without such a volume, [`DiskError::Exists`] with such a checkpoint, [`DiskError::Full`]

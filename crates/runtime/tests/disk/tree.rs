@@ -138,6 +138,28 @@ fn a_new_data_directory_gets_btrfs_where_it_can_be_had() {
     assert_eq!(world.pool.quota(), "hard");
 }
 
+#[test]
+fn on_a_btrfs_that_counts_in_another_way_the_pool_is_a_file_of_it() {
+    let below = World::at(Place::new(), DiskDriver::Btrfs, 2 * GIB);
+    let folder = below.data_dir().join("pool");
+    for switch in ["disable", "enable"] {
+        let mut quota = std::process::Command::new("btrfs");
+        let ended = quota.args(["quota", switch]).arg(&folder).output().unwrap();
+        assert!(ended.status.success(), "{ended:?}");
+    }
+    let world = World::at(Place::within(&folder), DiskDriver::Btrfs, GIB);
+    assert!(world.data_dir().join("pool.img").exists());
+    let image = world.image();
+    world.pool.create("m1", &image, GIB).unwrap();
+    // The host starts again: nothing is mounted.
+    instavm_linux::mount::unmount(&world.data_dir().join("pool"), true).unwrap();
+    assert!(!image.exists());
+    let pool = world.reopened();
+    assert!(image.exists());
+    assert_eq!(pool.names().unwrap(), ["m1"]);
+    pool.save("m1", "snap_a").unwrap();
+}
+
 /// The name that a process without programs gets the data directory under.
 const POOR: &str = "INSTAVM_DISK_TEST_POOR";
 
