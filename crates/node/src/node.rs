@@ -17,7 +17,7 @@ use instavm_node_api::{
     NodeError, NodeStatus, Usage, VmId, VmInfo, VmSpec,
 };
 use instavm_runtime::cgroup::{CgroupError, Cgroups};
-use instavm_runtime::disk::{DiskDriver, DiskError, DiskOptions, DiskPool};
+use instavm_runtime::disk::{DiskError, DiskOptions, DiskPool};
 use instavm_runtime::driver::{Driver, DriverError, Isolation, NativeDriver};
 use instavm_runtime::image::ImageError;
 use instavm_runtime::image::oci::{OciError, OciStore};
@@ -173,7 +173,7 @@ async fn open_disks(
     let open = move || {
         let options = DiskOptions {
             size: config.pool_bytes,
-            driver: DiskDriver::Auto,
+            driver: config.disk_driver,
         };
         let disks = DiskPool::open(&config.data_dir, &options)?;
         let root = image::ensure(&config, &disks, &progress)?;

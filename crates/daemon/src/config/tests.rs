@@ -192,3 +192,20 @@ fn the_help_names_every_key_its_default_and_its_environment_name() {
         assert!(text.contains(&format!("[env: {}]", environment_name(key.path))));
     }
 }
+
+#[test]
+fn a_switch_is_true_or_false_in_both_sources() {
+    let (_file, overrides) =
+        file("[images]\nprivate_registries = false\n[disks]\ndriver = 'directory'");
+    let (config, _) = load_from(&overrides, None, environment(&[])).unwrap();
+    assert!(!config.images_private_registries);
+    assert_eq!(config.disks_driver, DiskDriverChoice::Directory);
+    let name = "INSTAVM_IMAGES_PRIVATE_REGISTRIES";
+    let (config, _) = load_from(&overrides, None, environment(&[(name, "true")])).unwrap();
+    assert!(config.images_private_registries);
+    let faults = load_from(&overrides, None, environment(&[(name, "yes")])).unwrap_err();
+    assert_eq!(
+        texts(&faults),
+        [format!("{name}: \"yes\" is neither true nor false")]
+    );
+}
