@@ -3,21 +3,24 @@
 use crate::world::{GIB, MIB, Place, World, noise};
 use instavm_runtime::disk::{DiskDriver, DiskError};
 use std::fs;
-use std::io::Write;
+use std::io::{Seek, SeekFrom, Write};
 
-/// Writes until nothing more fits; returns how much did.
+/// Takes all there is: the most of it in large pieces without content, the rest by writing until nothing more fits.
+/// Returns how much did.
 fn fill(path: &std::path::Path) -> u64 {
-    let part = noise(4 * MIB);
     let mut file = fs::File::create(path).unwrap();
-    let mut written = 0;
-    while file
-        .write_all(&part)
-        .and_then(|()| file.sync_data())
-        .is_ok()
-    {
-        written += part.len() as u64;
+    let mut taken = 0;
+    let none = rustix::fs::FallocateFlags::empty();
+    while rustix::fs::fallocate(&file, none, taken, 64 * MIB).is_ok() {
+        taken += 64 * MIB;
     }
-    written
+    file.seek(SeekFrom::Start(taken)).unwrap();
+    let part = noise(4 * MIB);
+    while file.write_all(&part).is_ok() {
+        taken += part.len() as u64;
+    }
+    file.sync_all().expect("what was taken can be written");
+    taken
 }
 
 #[test]
