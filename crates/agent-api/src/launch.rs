@@ -18,7 +18,7 @@ pub struct Launch {
     pub root: String,
     /// First of the 65,536 host user and group ids that the VM's ids 0 to 65535 map to.
     pub id_base: u32,
-    /// Directories of cgroup hierarchies that the VM's processes are put into, before its namespaces are made.
+    /// Directories of cgroup hierarchies that the VM's processes are put into.
     pub cgroups: Vec<String>,
     /// Where the agent's listening socket is bound; outside of everything that the VM can see.
     pub socket: String,
@@ -28,6 +28,8 @@ pub struct Launch {
     pub open_files: u64,
     /// Bytes of `/dev/shm`, and four times those of `/run`; what is in them counts as the VM's memory.
     pub shm_bytes: u64,
+    /// Starts the Python interpreter as soon as the agent is there, before anybody asks.
+    pub warm: bool,
 }
 
 impl std::fmt::Debug for Launch {

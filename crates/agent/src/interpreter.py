@@ -18,15 +18,10 @@ import codecs
 import fcntl
 import io
 import os
+import resource
+import select
 import sys
 import time
-
-# These make the first traceback, the first `!command` and most programs quick, for little memory.
-import json
-import linecache
-import resource
-import subprocess
-import traceback
 
 import __main__
 
@@ -36,6 +31,10 @@ CONTROL = 4
 TARGET = 5
 WORKER = os.getpid()
 OWN_FILE = "<instavm>"
+# These make the first traceback, the first `!command` and most programs quick, for little memory. They are loaded when
+# nothing has been asked for so long: until then the first answer matters more, here and in VMs beside this one.
+WANTED_SOON = ["linecache", "traceback", "subprocess", "json"]
+IDLE_MILLISECONDS = 500
 # The exit status when the code has closed the control socket.
 LOST = 70
 STREAMS = ((1, "stdout"), (2, "stderr"))
@@ -52,6 +51,8 @@ GROUP = getattr(builtins, "BaseExceptionGroup", ())
 
 # Bound once, so that code which patches these modules does not patch the worker.
 _read, _write, _exit, _getpid, _pread, _fstat = os.read, os.write, os._exit, os.getpid, os.pread, os.fstat
+_poll = select.poll
+OWN_PATH = [path for path in sys.path if path]
 _dup2, _chdir, _getcwdb, _stat = os.dup2, os.chdir, os.getcwdb, os.stat
 IDENTITY = (_fstat(CONTROL).st_dev, _fstat(CONTROL).st_ino)
 
@@ -68,6 +69,8 @@ class State:
     workdir = b""
     sources = []
     source_characters = 0
+    # The texts for `linecache`, until it is loaded.
+    texts = {}
     # Copies of the standard descriptors, and what they are.
     copies = {}
 
@@ -81,8 +84,6 @@ class StandardStream(io.FileIO):
             while done < len(view):
                 written = super().write(view[done:])
                 if written is None:  # somebody made the pipe non-blocking
-                    import select
-
                     select.select([], [self.fileno()], [])
                     continue
                 done += written
@@ -189,6 +190,7 @@ def invalidate_caches():
 
 
 def run_shell(command, **options):
+    subprocess = load("subprocess")
     try:
         try:
             done = subprocess.run(["bash", "-c", "--", command], **options)
@@ -209,7 +211,7 @@ def shell(command):
 
 def shell_lines(command):
     """`name = !command`: the lines of its standard output."""
-    done = run_shell(command, stdout=subprocess.PIPE)
+    done = run_shell(command, stdout=-1)  # a pipe
     return done.stdout.decode("utf-8", "surrogateescape").splitlines()
 
 
@@ -231,10 +233,19 @@ def change_directory(path):
 # --- running ------------------------------------------------------------------------------------------------------
 
 
+def cached(source, filename):
+    """A text as `linecache` has files."""
+    lines = source.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return len(source), None, [line + "\n" for line in lines], filename
+
+
 def remember(filename, source):
     """Lets tracebacks and `inspect` show the source, within bounds."""
-    lines = source.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    linecache.cache[filename] = (len(source), None, [line + "\n" for line in lines], filename)
+    linecache = sys.modules.get("linecache")
+    if linecache is None:
+        State.texts[filename] = source
+    else:
+        linecache.cache[filename] = cached(source, filename)
     State.sources.append((filename, len(source)))
     State.source_characters += len(source)
     while len(State.sources) > 1 and (
@@ -242,7 +253,52 @@ def remember(filename, source):
     ):
         old, size = State.sources.pop(0)
         State.source_characters -= size
-        linecache.cache.pop(old, None)
+        State.texts.pop(old, None)
+        if linecache is not None:
+            linecache.cache.pop(old, None)
+
+
+class SourcesLoader:
+    """Loads `linecache`, whoever asks for it, and tells it the sources so far."""
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def create_module(self, spec):
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module):
+        module.__spec__.loader = module.__loader__ = self.loader
+        self.loader.exec_module(module)
+        for filename, source in State.texts.items():
+            module.cache[filename] = cached(source, filename)
+        State.texts.clear()
+
+
+class SourcesFinder:
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name != "linecache":
+            return None
+        for finder in sys.meta_path:
+            if finder is cls or not hasattr(finder, "find_spec"):
+                continue
+            spec = finder.find_spec(name, path, target)
+            if spec is not None:
+                if spec.loader is not None:
+                    spec.loader = SourcesLoader(spec.loader)
+                return spec
+        return None
+
+
+def load(name):
+    """A module of Python's own, whatever the code has in its working directory."""
+    kept = sys.path[:]
+    sys.path[:] = OWN_PATH
+    try:
+        return __import__(name)
+    finally:
+        sys.path[:] = kept
 
 
 def run_awaiting(coroutine):
@@ -320,6 +376,7 @@ def suggestion(error):
 
 
 def show(error, filename):
+    traceback = load("traceback")
     clean(error, filename)
     trace = error.__traceback__
     sys.last_type, sys.last_value, sys.last_traceback = type(error), error, trace
@@ -502,8 +559,26 @@ def follow_workdir():
         pass  # the code stands in a directory that is gone
 
 
+def is_idle():
+    """Has nothing been asked for some time?"""
+    waiting = _poll()
+    waiting.register(CONTROL, select.POLLIN)
+    return not waiting.poll(IDLE_MILLISECONDS)
+
+
+def load_ahead():
+    """Loads what is wanted soon, one module at a time, while nothing is asked."""
+    while WANTED_SOON and is_idle():
+        try:
+            load(WANTED_SOON.pop(0))
+        except BaseException:
+            pass  # whoever asks for it will see
+
+
 def serve():
     while True:
+        if WANTED_SOON:
+            load_ahead()
         size = int.from_bytes(receive(4), "little")
         payload = receive(size)
         if payload[0] == 2:
@@ -524,6 +599,8 @@ def main():
     os.register_at_fork(after_in_child=after_fork)
     _signal.signal(_signal.SIGINT, on_interrupt)
     open_streams()
+    if "linecache" not in sys.modules:
+        sys.meta_path.insert(0, SourcesFinder)
     try:
         State.workdir = _getcwdb()
     except OSError:

@@ -54,6 +54,11 @@ impl Server {
         self.run_queue();
     }
 
+    /// Starts the interpreter before anybody asks. Whoever asks later gets the reason when it does not start.
+    pub(crate) fn start_ahead(&mut self) {
+        let _ = self.start_worker();
+    }
+
     /// Could an execution that comes now start at once?
     pub(crate) fn interpreter_is_idle(&self) -> bool {
         let Interpreter {

@@ -3,13 +3,14 @@
 //! The launcher is started by the node with a [`Launch`] on standard input and tells its [`Progress`] on standard
 //! output. It has one thread. The order matters:
 //!
-//! 1. join the VM's cgroups, so that everything after counts as the VM's; bind the agent's socket on the host;
+//! 1. bind the agent's socket on the host;
 //! 2. take a private mount namespace, still with the host's rights;
-//! 3. fork PID 1 into the VM's user, pid, network, uts, ipc and cgroup namespaces; map its ids;
+//! 3. fork PID 1 into the VM's user, pid, network, uts and ipc namespaces; map its ids. A child puts PID 1 into the VM's
+//!    cgroups meanwhile, which waits for the kernel for longer than all the rest takes;
 //! 4. mount the VM's tree (root disk mapped to its ids, `/proc`, `/dev`, `/sys`, masks), make it the root of the
 //!    namespace and let it pass on what is mounted in it later;
 //! 5. let the node give the VM its link;
-//! 6. PID 1 takes a mount namespace of its own. Everything mounted so far came from a more privileged namespace, so the
+//! 6. PID 1, which is in its cgroups by now, takes namespaces of mounts and cgroups of its own. Everything mounted so far came from a more privileged namespace, so the
 //!    kernel locks it: the VM's root cannot unmount a mask or turn a read-only mount writable. Then it configures its
 //!    network, installs the system call filter and goes on as the agent.
 //!
@@ -19,6 +20,7 @@
 //! PID 1 is never started by `exec`, and is marked undumpable: the kernel then lets nobody without rights in the *host's*
 //! user namespace trace it or read its memory, root of the VM included.
 
+mod beside;
 mod guest;
 mod host;
 mod mounts;

@@ -42,6 +42,8 @@ pub struct ServeConfig {
     pub token: [u8; TOKEN_BYTES],
     /// Where executions and relative paths start.
     pub workdir: PathBuf,
+    /// Starts the Python interpreter at once, where there is one.
+    pub warm: bool,
 }
 
 impl ServeConfig {
@@ -50,6 +52,7 @@ impl ServeConfig {
         ServeConfig {
             token,
             workdir: PathBuf::from(WORKDIR),
+            warm: false,
         }
     }
 }
@@ -114,7 +117,13 @@ pub(crate) struct Server {
 ///
 /// The caller must have no other thread, and must be where it is to stay: root, working directory and namespaces.
 pub fn serve(listener: OwnedFd, config: ServeConfig) -> ExitCode {
-    let outcome = Server::new(listener, config).and_then(|mut server| server.run());
+    let warm = config.warm;
+    let outcome = Server::new(listener, config).and_then(|mut server| {
+        if warm {
+            server.start_ahead();
+        }
+        server.run()
+    });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

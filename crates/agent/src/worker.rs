@@ -17,18 +17,29 @@ use std::time::Instant;
 /// The interpreter's exit status when the code has closed its control socket.
 const LOST: i32 = 70;
 
-/// The programs that run in the VM's Python, with a NUL between them.
-const SOURCE: &str = concat!(
-    include_str!("language.py"),
-    "\0",
-    include_str!("interpreter.py")
-);
+/// The programs that run in the VM's Python: compiled for some versions, each with its mark and length, and after a mark
+/// that no version has, as text, with a NUL between them.
+const PROGRAMS: &[&[u8]] = &[
+    include_bytes!(concat!(env!("OUT_DIR"), "/compiled")),
+    &[0; 8],
+    include_bytes!("language.py"),
+    b"\0",
+    include_bytes!("interpreter.py"),
+];
 /// Reads the programs from descriptor 3 and runs them in modules of their own, so that `__main__` is the session's.
 const BOOTSTRAP: &str = "\
-import sys
-for n, t in zip(('_instavm_language', '_instavm'), open(3, 'rb').read().split(b'\\0')):
+import marshal, sys
+d = open(3, 'rb', 0).readall()
+v = getattr(sys.modules.get('_frozen_importlib_external'), 'MAGIC_NUMBER', b'')
+while d[:4] not in (v, bytes(4)):
+    d = d[8 + int.from_bytes(d[4:8], 'little'):]
+if d[:4] == v:
+    c = marshal.loads(d[8:])
+else:
+    c = [compile(t, '<instavm>', 'exec') for t in d[8:].split(b'\\0')]
+for n, c in zip(('_instavm_language', '_instavm'), c):
     m = sys.modules[n] = type(sys)(n)
-    exec(compile(t, '<instavm>', 'exec'), m.__dict__)
+    exec(c, m.__dict__)
 ";
 /// Looks at the language of a text alone.
 const CHECK: &str = "m = {'__name__': 'language'}
@@ -111,7 +122,7 @@ pub(crate) fn start(
     null: OwnedFd,
     secret: &Secret,
 ) -> io::Result<(Started, [OwnedFd; 2])> {
-    let source = in_memory("interpreter", SOURCE)?;
+    let programs = in_memory("interpreter", PROGRAMS)?;
     let target = memfd_create("interrupt", MemfdFlags::CLOEXEC)?;
     shell::write_all(&target, &[0; 8])?;
     let flags = SocketFlags::CLOEXEC;
@@ -123,7 +134,7 @@ pub(crate) fn start(
         null,
         stdout_end,
         stderr_end,
-        source,
+        programs,
         theirs,
         target.try_clone()?,
     ];
@@ -151,10 +162,10 @@ pub(crate) fn start_check(
     secret: &Secret,
 ) -> io::Result<i32> {
     let descriptors = vec![
-        in_memory("text", code)?,
+        in_memory("text", &[code.as_bytes()])?,
         null.try_clone()?,
         null.try_clone()?,
-        in_memory("language", include_str!("language.py"))?,
+        in_memory("language", &[include_bytes!("language.py")])?,
     ];
     let arguments = ["-I", "-S", "-c", CHECK];
     Program::new("python3", &arguments, workdir, descriptors)?
@@ -169,9 +180,11 @@ pub(crate) fn is_for_a_shell(ended: &Ended) -> bool {
 }
 
 /// A file in memory, to be read from its beginning.
-fn in_memory(name: &str, text: &str) -> io::Result<OwnedFd> {
+fn in_memory(name: &str, parts: &[&[u8]]) -> io::Result<OwnedFd> {
     let file = memfd_create(name, MemfdFlags::CLOEXEC)?;
-    shell::write_all(&file, text.as_bytes())?;
+    for part in parts {
+        shell::write_all(&file, part)?;
+    }
     rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0))?;
     Ok(file)
 }

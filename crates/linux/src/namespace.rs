@@ -5,14 +5,16 @@ use rustix::process::Pid;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-/// The namespaces that a VM gets when its first process is made. Its mount namespace comes later, when its mounts
-/// stand, so that they are locked: its root cannot undo them.
+/// The namespaces that a VM gets when its first process is made.
 pub const VM_NAMESPACES: libc::c_int = libc::CLONE_NEWUSER
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWIPC
-    | libc::CLONE_NEWNET
-    | libc::CLONE_NEWCGROUP;
+    | libc::CLONE_NEWNET;
+
+/// The namespaces that a VM's first process takes by itself: that of mounts when its mounts stand, so that they are
+/// locked and its root cannot undo them; that of cgroups when it is in its own, which becomes the root of all it sees.
+pub const LATE_VM_NAMESPACES: libc::c_int = libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP;
 
 /// The mount namespace, for [`enter`], [`leave`] and [`kind`].
 pub const MOUNTS: libc::c_int = libc::CLONE_NEWNS;

@@ -191,6 +191,7 @@ impl Build {
             limits: workshop.limits(self.build.memory_mb, self.build.vcpu_count),
             disk_bytes: self.build.disk_bytes,
             phase: Phase::Building,
+            warm: false,
         };
         let (answer, made) = oneshot::channel();
         let node = self.node.clone();

@@ -109,6 +109,8 @@ impl Inner {
             limits: self.workshop.limits(spec.memory_mb, spec.vcpu_count),
             disk_bytes: spec.disk_bytes,
             phase: Phase::Assembling,
+            // While others are being made, their first answers matter more.
+            warm: !self.pool.others_urgent(),
         };
         let place = self.creates.acquire().await;
         let machine = match self.workshop.assemble(&blueprint).await {

@@ -73,6 +73,8 @@ pub(crate) struct Blueprint {
     pub(crate) disk_bytes: u64,
     /// What it is on record until it is handed out.
     pub(crate) phase: Phase,
+    /// Its interpreter starts with it.
+    pub(crate) warm: bool,
 }
 
 /// A machine that runs.
@@ -155,6 +157,7 @@ impl Workshop {
             limits: self.limits(self.config.memory_mb, self.config.vcpu_count),
             disk_bytes: self.config.disk_bytes,
             phase: Phase::Assembling,
+            warm: true,
         }
     }
 
@@ -202,6 +205,7 @@ impl Workshop {
             network: Some(self.network_of(record.index)),
             open_files: self.config.open_files,
             shm_bytes: blueprint.limits.memory_bytes / SHM_SHARE,
+            warm: blueprint.warm,
         };
         let starting = self.driver.start(&spec).await?;
         step("link")?;

@@ -45,6 +45,8 @@ pub struct MachineSpec {
     pub open_files: u64,
     /// Bytes of `/dev/shm`, and four times those of `/run`.
     pub shm_bytes: u64,
+    /// Starts the Python interpreter at once, where there is one.
+    pub warm: bool,
 }
 
 impl std::fmt::Debug for MachineSpec {

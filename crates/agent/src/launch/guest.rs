@@ -36,7 +36,8 @@ pub(super) fn run(launch: Launch, door: Door, mut go: File, mut done: File) -> !
         exit();
     }
     drop(done);
-    let config = crate::serve::ServeConfig::new(launch.token);
+    let mut config = crate::serve::ServeConfig::new(launch.token);
+    config.warm = launch.warm;
     crate::serve::serve(door.listener, config);
     // The end of PID 1 is the end of the VM.
     exit()
@@ -49,7 +50,8 @@ fn exit() -> ! {
 
 fn enter(launch: &Launch) -> Result<(), LaunchError> {
     process::become_root().map_err(LaunchError::at("become root"))?;
-    namespace::leave(libc::CLONE_NEWNS).map_err(LaunchError::at("new mount namespace"))?;
+    namespace::leave(namespace::LATE_VM_NAMESPACES)
+        .map_err(LaunchError::at("new namespaces of mounts and cgroups"))?;
     rustix::process::chdir("/")
         .map_err(io::Error::from)
         .map_err(LaunchError::at("go to the root"))?;

@@ -1,5 +1,6 @@
 //! The launcher's side: everything that needs the host's rights.
 
+use super::beside::Beside;
 use super::{LaunchError, guest, mounts, receive, send};
 use instavm_agent_api::launch::{Launch, Proceed, Progress};
 use instavm_linux::namespace::{self, Fork};
@@ -22,8 +23,8 @@ pub(super) fn launch() -> Result<(), LaunchError> {
         .map_err(io::Error::from)
         .map_err(LaunchError::at("setsid"))?;
     rustix::process::umask(rustix::fs::Mode::empty());
-    join_cgroups(&launch.cgroups)?;
     let listener = bind(Path::new(&launch.socket)).map_err(LaunchError::at("bind the socket"))?;
+    let groups = open_cgroups(&launch.cgroups)?;
     mounts::complete_root(&launch)?;
     let tree = mounts::open_root(&launch)?;
     namespace::leave(libc::CLONE_NEWNS).map_err(LaunchError::at("new mount namespace"))?;
@@ -38,7 +39,7 @@ pub(super) fn launch() -> Result<(), LaunchError> {
         .map_err(LaunchError::at("clone into new namespaces"))?;
     match fork {
         Fork::Child => {
-            drop((go_in, done_out, tree, node));
+            drop((go_in, done_out, tree, node, groups));
             let door = guest::Door {
                 listener,
                 _outside: outside,
@@ -48,7 +49,9 @@ pub(super) fn launch() -> Result<(), LaunchError> {
         Fork::Parent(pid) => {
             drop((go_out, done_in, listener, outside));
             let first = FirstProcess { pid, keep: false };
-            first.bring_up(&launch, tree, node, File::from(go_in), File::from(done_out))
+            let joining = Beside::start(|| join_cgroups(groups, pid))?;
+            let pipes = (File::from(go_in), File::from(done_out));
+            first.bring_up(&launch, tree, node, joining, pipes)
         }
     }
 }
@@ -65,8 +68,8 @@ impl FirstProcess {
         launch: &Launch,
         tree: OwnedFd,
         mut node: File,
-        mut go: File,
-        mut done: File,
+        joining: Beside,
+        (mut go, mut done): (File, File),
     ) -> Result<(), LaunchError> {
         namespace::map_user_namespace(self.pid, launch.id_base)
             .map_err(LaunchError::at("map the user namespace"))?;
@@ -77,6 +80,7 @@ impl FirstProcess {
         };
         send(&mut io::stdout(), &spawned).map_err(LaunchError::at("report"))?;
         let Proceed = receive(&mut node).map_err(LaunchError::at("wait for the link"))?;
+        joining.wait("join the cgroups")?;
         go.write_all(&[1])
             .map_err(LaunchError::at("let the first process go on"))?;
         let mut report = String::new();
@@ -110,10 +114,22 @@ fn failed(message: &str) -> LaunchError {
     }
 }
 
-fn join_cgroups(directories: &[String]) -> Result<(), LaunchError> {
-    for directory in directories {
-        std::fs::write(Path::new(directory).join("cgroup.procs"), "0")
-            .map_err(LaunchError::at(format!("join cgroup {directory}")))?;
+/// Opens the files by which a process joins the VM's cgroups: the host's paths are not seen for long.
+fn open_cgroups(directories: &[String]) -> Result<Vec<File>, LaunchError> {
+    let open = |directory: &String| {
+        let file = Path::new(directory).join("cgroup.procs");
+        let opened = File::options().write(true).open(file);
+        opened.map_err(LaunchError::at(format!("open cgroup {directory}")))
+    };
+    directories.iter().map(open).collect()
+}
+
+fn join_cgroups(groups: Vec<File>, first: Pid) -> Result<(), LaunchError> {
+    let first = first.as_raw_nonzero().to_string();
+    for mut group in groups {
+        group
+            .write_all(first.as_bytes())
+            .map_err(LaunchError::at("put the first process into them"))?;
     }
     Ok(())
 }

@@ -1,10 +1,11 @@
 //! The VM's mount tree, built with the host's rights in a mount namespace that only the launcher and PID 1 share.
 
 use super::LaunchError;
+use super::beside::Beside;
 use instavm_agent_api::launch::Launch;
 use instavm_linux::{mount, namespace};
 use rustix::mount::MountFlags;
-use rustix::process::{Pid, PidfdFlags, WaitOptions};
+use rustix::process::{Pid, PidfdFlags};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -218,41 +219,12 @@ fn in_namespaces_of(
         .map_err(LaunchError::at("open the first process"))?;
     namespace::enter(process.as_fd(), libc::CLONE_NEWPID)
         .map_err(LaunchError::at("enter the pid namespace"))?;
-    let (mut report, said) = io::pipe().map_err(LaunchError::at("pipe"))?;
-    // SAFETY: launch mode has one thread only.
-    let fork = unsafe { namespace::fork_into(0) }.map_err(LaunchError::at("fork"))?;
-    match fork {
-        namespace::Fork::Child => {
-            drop(report);
-            let result = namespace::enter(process.as_fd(), libc::CLONE_NEWNET)
-                .map_err(LaunchError::at("enter the network namespace"))
-                .and_then(|()| action());
-            finish_child(result, said)
-        }
-        namespace::Fork::Parent(pid) => {
-            drop(said);
-            let mut message = String::new();
-            io::Read::read_to_string(&mut report, &mut message)
-                .map_err(LaunchError::at("hear from the mounting process"))?;
-            rustix::process::waitpid(Some(pid), WaitOptions::empty())
-                .map_err(io::Error::from)
-                .map_err(LaunchError::at("wait for the mounting process"))?;
-            match message.as_str() {
-                "ok" => Ok(()),
-                other => Err(LaunchError::at("mount kernel file systems")(
-                    io::Error::other(other.to_owned()),
-                )),
-            }
-        }
-    }
-}
-
-fn finish_child(result: Result<(), LaunchError>, mut said: impl io::Write) -> ! {
-    let message = result.map_or_else(|e| e.to_string(), |()| "ok".to_owned());
-    // The reader sees an empty report when this fails.
-    let _ = said.write_all(message.as_bytes());
-    // SAFETY: ends this process; nothing of the parent's copy may run its destructors here.
-    unsafe { libc::_exit(0) }
+    let mounting = Beside::start(|| {
+        namespace::enter(process.as_fd(), libc::CLONE_NEWNET)
+            .map_err(LaunchError::at("enter the network namespace"))
+            .and_then(|()| action())
+    })?;
+    mounting.wait("mount kernel file systems")
 }
 
 fn kernel_file_systems() -> Result<(), LaunchError> {

@@ -77,6 +77,7 @@ impl NativeDriver {
             network: spec.network.clone(),
             open_files: spec.open_files,
             shm_bytes: spec.shm_bytes,
+            warm: spec.warm,
         })
     }
 }

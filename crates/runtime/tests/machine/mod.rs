@@ -146,6 +146,7 @@ impl Host {
             network: None,
             open_files: 1024,
             shm_bytes: 16 << 20,
+            warm: false,
         };
         let starting = self.driver.start(&spec).await.expect("the machine starts");
         let machine = starting.finish().await.expect("its agent listens");
