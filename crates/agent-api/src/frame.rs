@@ -27,7 +27,8 @@ pub enum FrameError {
 /// # Errors
 /// [`FrameError::TooLong`] for a payload over [`MAX_PAYLOAD`].
 pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
-    let mut out = postcard::to_extend(message, vec![0u8; 4]).map_err(FrameError::Malformed)?;
+    let mut out = postcard::serialize_with_flavor(message, Growing(vec![0u8; 4]))
+        .map_err(FrameError::Malformed)?;
     let length = out.len() - 4;
     match u32::try_from(length) {
         Ok(prefix) if length <= MAX_PAYLOAD => {
@@ -35,6 +36,27 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
             Ok(out)
         }
         _ => Err(FrameError::TooLong(length)),
+    }
+}
+
+/// Takes content in whole slices; what postcard has for growing buffers would visit every byte.
+struct Growing(Vec<u8>);
+
+impl postcard::ser_flavors::Flavor for Growing {
+    type Output = Vec<u8>;
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.0.push(byte);
+        Ok(())
+    }
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<Vec<u8>> {
+        Ok(self.0)
     }
 }
 
