@@ -35,33 +35,7 @@ fn strings(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_build_runs_its_steps_inside_and_keeps_their_result() {
-    let registry = Registry::start();
-    let f = Fixture::new(0).await;
-    let build = SnapshotBuild {
-        apt_packages: strings(&["jq", "it's; odd"]),
-        pip_packages: strings(&["flask"]),
-        npm_packages: strings(&["left-pad"]),
-        git_clone_url: Some("https://example.com/a.git".to_owned()),
-        git_clone_branch: Some("main".to_owned()),
-        post_build_command: Some("echo $FROM_IMAGE $BOTH $PWD > /result; echo said".to_owned()),
-        env: BTreeMap::from([("BOTH".to_owned(), "build".to_owned())]),
-        ..build(registry.reference())
-    };
-    let (progress, mut heard) = listener();
-    let built = f
-        .node
-        .build_snapshot(build.clone(), progress)
-        .await
-        .unwrap();
-    assert!(built.digest.starts_with("sha256:"), "{built:?}");
-    assert_eq!(built.config.env["FROM_IMAGE"], "yes");
-    assert_eq!(built.config.env["BOTH"], "build");
-    assert_eq!(built.config.workdir.as_deref(), Some("/srv/work"));
-    assert_eq!(built.config.user.as_deref(), Some("nobody"));
-    assert_eq!(built.config.command, ["bash"]);
-    assert!(built.size_bytes > 0, "{built:?}");
+async fn tells_its_steps(mut heard: mpsc::Receiver<BuildProgress>) {
     let (mut steps, mut log) = (Vec::new(), String::new());
     while let Some(BuildProgress { step, log: text }) = heard.recv().await {
         log.push_str(&text);
@@ -81,6 +55,36 @@ async fn a_build_runs_its_steps_inside_and_keeps_their_result() {
         log.contains("\nsaid\n") && log.contains("apt-get works\n"),
         "{log}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_runs_its_steps_inside_and_keeps_their_result() {
+    let registry = Registry::start().await;
+    let f = Fixture::new(0).await;
+    let build = SnapshotBuild {
+        apt_packages: strings(&["jq", "it's; odd"]),
+        pip_packages: strings(&["flask"]),
+        npm_packages: strings(&["left-pad"]),
+        git_clone_url: Some("https://example.com/a.git".to_owned()),
+        git_clone_branch: Some("main".to_owned()),
+        post_build_command: Some("echo $FROM_IMAGE $BOTH $PWD > /result; echo said".to_owned()),
+        env: BTreeMap::from([("BOTH".to_owned(), "build".to_owned())]),
+        ..build(registry.reference())
+    };
+    let (progress, heard) = listener();
+    let built = f
+        .node
+        .build_snapshot(build.clone(), progress)
+        .await
+        .unwrap();
+    assert!(built.digest.starts_with("sha256:"), "{built:?}");
+    assert_eq!(built.config.env["FROM_IMAGE"], "yes");
+    assert_eq!(built.config.env["BOTH"], "build");
+    assert_eq!(built.config.workdir.as_deref(), Some("/srv/work"));
+    assert_eq!(built.config.user.as_deref(), Some("nobody"));
+    assert_eq!(built.config.command, ["bash"]);
+    assert!(built.size_bytes > 0, "{built:?}");
+    tells_its_steps(heard).await;
     assert!(f.node.list().await.is_empty());
     assert_eq!(f.machines(), 0);
 
@@ -111,7 +115,7 @@ async fn a_build_runs_its_steps_inside_and_keeps_their_result() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_that_fails_says_why_and_leaves_nothing() {
-    let registry = Registry::start();
+    let registry = Registry::start().await;
     let f = Fixture::with(|config| config.build_timeout = Duration::from_secs(6)).await;
     let failing = |command: &str| SnapshotBuild {
         post_build_command: Some(command.to_owned()),
@@ -150,7 +154,7 @@ async fn a_build_that_fails_says_why_and_leaves_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_that_nobody_waits_for_is_undone() {
-    let registry = Registry::start();
+    let registry = Registry::start().await;
     let f = Fixture::new(0).await;
     let build = SnapshotBuild {
         post_build_command: Some("echo begun; sleep 600".to_owned()),

@@ -31,7 +31,7 @@ impl Drop for Registry {
 }
 
 impl Registry {
-    pub(crate) fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let layout = image(folder.path());
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -59,7 +59,7 @@ impl Registry {
         let deadline = Instant::now() + Duration::from_secs(30);
         while std::net::TcpStream::connect(&registry.address).is_err() {
             assert!(Instant::now() < deadline, "the registry does not listen");
-            std::thread::sleep(Duration::from_millis(20));
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
         run(Command::new("skopeo")
             .args(["copy", "--quiet", "--dest-tls-verify=false"])

@@ -157,6 +157,11 @@ async fn a_disk_is_kept_however_the_vm_ends() {
         ("vm_killed".to_owned(), Ending::Killed),
     ];
     assert_eq!(told, expected);
+    starts_from_what_was_kept(&f).await;
+    f.close().await;
+}
+
+async fn starts_from_what_was_kept(f: &Fixture) {
     for name in ["crashed", "expired", "killed"] {
         let spec = from(
             &format!("vm_again-{name}"),
@@ -166,7 +171,6 @@ async fn a_disk_is_kept_however_the_vm_ends() {
         let run = f.bash(&vm, "cat /app/name").await;
         assert_eq!(text(&run.stdout), format!("vm-{name}\n"));
     }
-    f.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -142,6 +142,22 @@ async fn mounts_come_and_go_while_a_vm_runs() {
     assert_eq!(text(&run.stdout), "seen\n");
     assert_eq!(text(&f.bash(&one, "cat /data/file").await.stdout), "seen\n");
 
+    f.node.unmount_volume(&two, "/data").await.unwrap();
+    f.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mount_that_is_used_stays_and_says_who_uses_it() {
+    let f = Fixture::new(0).await;
+    f.node
+        .create_volume(&volume("vol_a"), 64 * MIB)
+        .await
+        .unwrap();
+    let (one, two) = (f.create("vm_a").await, f.create("vm_b").await);
+    f.node
+        .mount_volume(&one, mount("vol_a", "/data", false))
+        .await
+        .unwrap();
     let hold = "(cd /data && exec sleep 60) >/dev/null 2>&1 & until grep -q sleep /proc/$!/comm; do :; done";
     let in_use = f.bash(&one, hold).await;
     assert_eq!(in_use.exit_code, 0, "{in_use:?}");
@@ -153,7 +169,6 @@ async fn mounts_come_and_go_while_a_vm_runs() {
     f.node.unmount_volume(&one, "/data").await.unwrap();
     assert!(f.node.mounts(&one).await.unwrap().is_empty());
     assert_eq!(text(&f.bash(&one, "ls /data").await.stdout), "");
-    f.node.unmount_volume(&two, "/data").await.unwrap();
     f.node
         .mount_volume(&two, mount("vol_a", "/data", false))
         .await
