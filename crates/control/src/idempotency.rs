@@ -105,24 +105,18 @@ pub(crate) struct Attempt {
     pub nonce: Nonce,
     /// It was begun before and cut off: what it made is there under its ids.
     pub is_repeated: bool,
-    /// The text of the caller's API key, when secrets must come out the same again.
-    secret: Option<String>,
+    /// What secrets come from: the text of the caller's API key, so that they come out the same again; a random text
+    /// for a request that is not sent again.
+    secret: String,
 }
 
 impl Attempt {
-    /// Letters and digits that nobody can compute who does not know the caller's API key; random ones unless the request
-    /// may be sent again.
+    /// Letters and digits that nobody can compute who does not know the caller's API key.
     pub(crate) fn secret(&self, length: usize) -> String {
-        let Some(secret) = &self.secret else {
-            let mut random = rand::rng();
-            return (0..length)
-                .map(|_| char::from(random.sample(rand::distr::Alphanumeric)))
-                .collect();
-        };
         const CHARACTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
         let blocks = (0u32..).flat_map(|block| {
             self.nonce
-                .bytes(&["secret", secret.as_str(), &block.to_string()])
+                .bytes(&["secret", &self.secret, &block.to_string()])
         });
         // Bytes beyond the last whole round would make some characters likelier.
         let fair = 256 - 256 % CHARACTERS.len();
@@ -159,9 +153,10 @@ where
         let attempt = Attempt {
             nonce: Nonce::random(),
             is_repeated: false,
-            secret: None,
+            secret: hex(&rand::rng().random::<[u8; 32]>()),
         };
-        let answer = work(attempt.clone()).await?;
+        // Boxed, because the work of some requests is large.
+        let answer = Box::pin(work(attempt.clone())).await?;
         return Ok(Answered { answer, attempt });
     };
     let claim = Claim {
@@ -179,14 +174,14 @@ where
     let attempt = Attempt {
         nonce: claimed.nonce,
         is_repeated: claimed.is_repeated,
-        secret: Some(repeatable.caller_key),
+        secret: repeatable.caller_key,
     };
     if let Some(answer) = claimed.answer {
         let answer = serde_json::from_str(&answer)
             .map_err(|error| Problem::internal("reading a stored answer", error))?;
         return Ok(Answered { answer, attempt });
     }
-    let working = work(attempt.clone());
+    let working = Box::pin(work(attempt.clone()));
     let task = {
         let platform = platform.clone();
         async move {
@@ -360,10 +355,10 @@ mod tests {
 
     #[test]
     fn ids_and_secrets_come_out_the_same_again() {
-        let attempt = |nonce: &Nonce, secret: Option<&str>| Attempt {
+        let attempt = |nonce: &Nonce, secret: &str| Attempt {
             nonce: nonce.clone(),
             is_repeated: false,
-            secret: secret.map(str::to_owned),
+            secret: secret.to_owned(),
         };
         let (one, other) = (Nonce::random(), Nonce::random());
         assert_eq!(one.id("vm_", 0), one.id("vm_", 0));
@@ -371,12 +366,10 @@ mod tests {
         assert_ne!(one.id("vm_", 0), one.id("vm_", 1));
         assert_ne!(one.id("vm_", 0), other.id("vm_", 0));
         assert!(uuid::Uuid::try_parse(&one.uuid(3)).is_ok());
-        let first = attempt(&one, Some("key")).secret(43);
+        let first = attempt(&one, "key").secret(43);
         assert_eq!(first.len(), 43);
-        assert_eq!(first, attempt(&one, Some("key")).secret(43));
-        assert_ne!(first, attempt(&one, Some("other")).secret(43));
-        assert_ne!(first, attempt(&other, Some("key")).secret(43));
-        let random = attempt(&one, None);
-        assert_ne!(random.secret(43), random.secret(43));
+        assert_eq!(first, attempt(&one, "key").secret(43));
+        assert_ne!(first, attempt(&one, "other").secret(43));
+        assert_ne!(first, attempt(&other, "key").secret(43));
     }
 }

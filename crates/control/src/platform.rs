@@ -124,7 +124,7 @@ impl Platform {
                     .map_err(StartError::Document)?,
             }),
         };
-        reconcile::start(&platform).await?;
+        Box::pin(reconcile::start(&platform)).await?;
         Ok(platform)
     }
 

@@ -229,6 +229,20 @@ pub(crate) async fn remove(database: &Database, vm: &VmId, path: &str) -> Result
     Ok(())
 }
 
+/// Drops the rows of all mounts that the VMs of a session had.
+pub(crate) async fn drop_of_session(
+    transaction: &mut Transaction,
+    session_id: &str,
+) -> Result<(), StoreError> {
+    transaction
+        .execute(
+            "DELETE FROM mounts WHERE vm_id IN (SELECT id FROM vms WHERE session_id = $1)",
+            vec![session_id.into()],
+        )
+        .await?;
+    Ok(())
+}
+
 /// Drops the rows of all mounts of a VM.
 pub(crate) async fn drop_all(transaction: &mut Transaction, vm: &VmId) -> Result<(), StoreError> {
     transaction

@@ -3,12 +3,17 @@
 use super::service::{self, Snapshot, Status};
 use super::{build, rows};
 use crate::Platform;
+use crate::clock::Moment;
 use crate::error::{Chain, Problem};
 use crate::vm::rows as vm_rows;
 use instavm_node_api::{NodeError, SnapshotId};
 use instavm_store::StoreError;
 use std::collections::HashSet;
+use std::time::Duration;
 use tokio::time::Instant;
+
+/// How long the snapshot of clones is needed at most.
+const HIDDEN_LIMIT: Duration = Duration::from_secs(3_600);
 
 /// At the start: takes up what was under way, and compares.
 pub(crate) async fn start(platform: &Platform) -> Result<(), StoreError> {
@@ -65,6 +70,11 @@ pub(crate) async fn compare(platform: &Platform) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Clones whose snapshot is older than this are there, or were given up.
+fn forgotten() -> Moment {
+    Moment::now().minus(HIDDEN_LIMIT)
+}
+
 async fn settle(platform: &Platform, snapshot: &Snapshot, is_present: bool) -> Result<(), Problem> {
     // It may have changed since it was read.
     let Some(snapshot) = rows::any(&platform.database, &snapshot.id.0).await? else {
@@ -72,6 +82,9 @@ async fn settle(platform: &Platform, snapshot: &Snapshot, is_present: bool) -> R
     };
     match snapshot.status {
         Status::Deleting => service::erase(platform, &snapshot.id).await,
+        Status::Ready if snapshot.is_hidden && snapshot.created_at < forgotten() => {
+            service::remove(platform, &snapshot).await
+        }
         Status::Ready if !is_present => match platform.node.snapshot_size(&snapshot.id).await {
             Err(NodeError::NoSuchSnapshot) => {
                 tracing::error!(snapshot = %snapshot.id, "a snapshot is gone from the node");

@@ -375,7 +375,12 @@ async fn settle_taken(
             (snapshot.failed(problem.message.clone()), Some(problem))
         }
     };
-    if let Err(error) = rows::update(&platform.database, &snapshot).await {
+    let recorded = if problem.is_some() && snapshot.is_hidden {
+        rows::remove(&platform.database, &snapshot.id).await
+    } else {
+        rows::update(&platform.database, &snapshot).await
+    };
+    if let Err(error) = recorded {
         // The next comparison with the node completes the row.
         tracing::error!(snapshot = %snapshot.id, error = %Chain(&error), "recording a snapshot failed");
         return Err(problem.unwrap_or_else(|| error.into()));

@@ -12,7 +12,7 @@ use crate::extract::{Caller, Id, QueryOf};
 use crate::idempotency::{Attempt, Repeatable, once};
 use crate::mount::service as mounts;
 use crate::session::service as sessions;
-use crate::snapshot::service as snapshots;
+use crate::snapshot::service::{self as snapshots, Snapshot};
 use axum::Json;
 use axum::extract::State;
 use instavm_api::ErrorBody;
@@ -349,9 +349,7 @@ async fn make_clones(
     let name = request.snapshot_name.filter(|name| !name.is_empty());
     let is_named = name.is_some();
     let name = bounds::label("snapshot_name", name)?;
-    let id = SnapshotId(attempt.nonce.id("snap_", 0));
-    let taking = snapshots::take(platform, &vm, id, name, !is_named).await?;
-    let boot = taking.finished(platform).await?;
+    let boot = boot_of_clones(platform, &vm, is_named.then_some(name), attempt).await?;
     let mut profile = session.state().profile;
     profile.origin.mounts.clear();
     profile.origin.keep = false;
@@ -366,6 +364,27 @@ async fn make_clones(
     };
     let making = group::begin(platform, account_id, plan, attempt).await?;
     answer(platform, making, wait, with_all).await
+}
+
+/// The snapshot that clones begin as: one of a name that stays, or a hidden one.
+async fn boot_of_clones(
+    platform: &Platform,
+    vm: &Vm,
+    name: Option<String>,
+    attempt: &Attempt,
+) -> Result<Snapshot, Problem> {
+    let Some(name) = name else {
+        let taking = snapshots::take(platform, vm, snapshots::new_id(), String::new(), true);
+        return taking.await?.finished(platform).await;
+    };
+    let id = SnapshotId(attempt.nonce.id("snap_", 0));
+    if attempt.is_repeated
+        && let Some(found) = snapshots::made_before(platform, vm.account_id, &id).await?
+    {
+        return Ok(found);
+    }
+    let taking = snapshots::take(platform, vm, id, name, false).await?;
+    taking.finished(platform).await
 }
 
 fn not_running(vm: &Vm) -> Problem {

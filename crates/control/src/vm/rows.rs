@@ -41,6 +41,8 @@ pub(crate) async fn insert(
         session_rows::insert(&mut transaction, session, profile, &vm.id).await?;
     } else {
         session_rows::renew(&mut transaction, session, profile, &vm.id).await?;
+        // The end of its last VM may not be on record yet.
+        mount_rows::drop_of_session(&mut transaction, &session.id).await?;
     }
     mount_rows::take(
         &mut transaction,

@@ -1,7 +1,7 @@
 //! Bodies that nobody would send: each is answered, with a status that the API's document names. `PROPTEST_CASES` sets
 //! how many.
 
-use crate::session_of;
+use crate::{session_of, vm_of, volume_of};
 use anyhow::{Context, Result};
 use axum::http::Method;
 use instavm_testkit::{Answer, Client, TestPlatform};
@@ -17,7 +17,7 @@ const DOCUMENT: &str = include_str!("../../../../docs/openapi.json");
 const SESSION: &str = "a session that lives";
 
 /// Every operation that takes JSON.
-const JSON: [(&str, &str); 7] = [
+const JSON: [(&str, &str); 16] = [
     ("POST", "/v1/sessions/session"),
     ("POST", "/execute"),
     ("POST", "/execute_async"),
@@ -25,9 +25,18 @@ const JSON: [(&str, &str); 7] = [
     ("POST", "/v1/ssh-keys"),
     ("POST", "/v1/api-keys/"),
     ("PATCH", "/v1/api-keys/{id}"),
+    ("PATCH", "/v1/vms/{vm_id}"),
+    ("POST", "/v1/vms/{vm_id}/clone"),
+    ("POST", "/v1/vms/{vm_id}/snapshot"),
+    ("POST", "/v1/vms/{vm_id}/volumes"),
+    ("POST", "/v1/snapshots"),
+    ("POST", "/v1/volumes"),
+    ("PATCH", "/v1/volumes/{volume_id}"),
+    ("POST", "/v1/volumes/{volume_id}/checkpoints"),
+    ("POST", "/v1/volumes/{volume_id}/files/download"),
 ];
 
-const FIELDS: [&str; 20] = [
+const FIELDS: [&str; 34] = [
     "api_key",
     "session_id",
     "command",
@@ -48,6 +57,20 @@ const FIELDS: [&str; 20] = [
     "custom_domain",
     "volumes",
     "image_variant",
+    "count",
+    "name",
+    "quota_bytes",
+    "oci_image",
+    "build_args",
+    "type",
+    "path",
+    "volume_id",
+    "mount_path",
+    "mode",
+    "checkpoint_id",
+    "snapshot_on_terminate",
+    "snapshot_name",
+    "git_clone_url",
 ];
 
 /// A body with its content type, and the operation that it goes to.
@@ -74,7 +97,7 @@ fn answered(strategy: impl Strategy<Value = Sent>) -> Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     let platform = runtime.block_on(TestPlatform::start())?;
     let client = platform.client();
-    let session = runtime.block_on(session_of(&client, &platform.key))?;
+    let owned = runtime.block_on(owned(&client, &platform.key))?;
     let config = Config {
         failure_persistence: None,
         ..Config::default()
@@ -83,7 +106,7 @@ fn answered(strategy: impl Strategy<Value = Sent>) -> Result<()> {
         .run(&strategy, |sent| {
             let operation = &document["paths"][sent.path][sent.method.to_lowercase()];
             let answer = runtime
-                .block_on(send(&client, &sent, &session, &platform.key))
+                .block_on(send(&client, &sent, &owned, &platform.key))
                 .map_err(|error| TestCaseError::fail(format!("no answer: {error:#}")))?;
             fits(operation, &answer)
         })
@@ -93,9 +116,29 @@ fn answered(strategy: impl Strategy<Value = Sent>) -> Result<()> {
     Ok(())
 }
 
-async fn send(client: &Client, sent: &Sent, session: &str, key: &str) -> Result<Answer> {
-    let path = sent.path.replace("{id}", "1");
-    let body = replaced(&sent.body, SESSION.as_bytes(), session.as_bytes());
+/// What paths name.
+struct Owned {
+    session: String,
+    vm: String,
+    volume: String,
+}
+
+async fn owned(client: &Client, key: &str) -> Result<Owned> {
+    let session = session_of(client, key).await?;
+    Ok(Owned {
+        vm: vm_of(client, &session).await?,
+        volume: volume_of(client, "data").await?,
+        session,
+    })
+}
+
+async fn send(client: &Client, sent: &Sent, owned: &Owned, key: &str) -> Result<Answer> {
+    let path = sent
+        .path
+        .replace("{id}", "1")
+        .replace("{vm_id}", &owned.vm)
+        .replace("{volume_id}", &owned.volume);
+    let body = replaced(&sent.body, SESSION.as_bytes(), owned.session.as_bytes());
     let body = replaced(&body, b"the key", key.as_bytes());
     let answer = client
         .call(sent.method.parse::<Method>()?, &path, &sent.kind, body)
@@ -104,11 +147,15 @@ async fn send(client: &Client, sent: &Sent, session: &str, key: &str) -> Result<
         let made = json!({"session_id": answer.json()["session_id"]});
         let killed = client.post("/kill", &made).await?;
         anyhow::ensure!(killed.status == 200, "{killed:?}");
-    } else if sent.path == "/v1/vms" && answer.status == 200 {
-        let vm = answer.json()["vm_id"].clone();
-        let path = format!("/v1/vms/{}", vm.as_str().unwrap_or_default());
-        let deleted = client.delete(&path).await?;
-        anyhow::ensure!(deleted.status == 200, "{deleted:?}");
+    } else if answer.status == 200 && ["/v1/vms", "/v1/vms/{vm_id}/clone"].contains(&sent.path) {
+        let made = answer.json();
+        let first = [made["vm_id"].clone()];
+        let all = made["vms"].as_array().map_or(&first[..], Vec::as_slice);
+        let ids = all.iter().map(|vm| vm.get("vm_id").unwrap_or(vm));
+        for id in ids.filter_map(Value::as_str).filter(|id| *id != owned.vm) {
+            let deleted = client.delete(&format!("/v1/vms/{id}")).await?;
+            anyhow::ensure!(deleted.status == 200, "{deleted:?}");
+        }
     }
     Ok(answer)
 }

@@ -45,6 +45,9 @@ struct Things {
     task: String,
     key: String,
     ssh_key: String,
+    snapshot: String,
+    volume: String,
+    checkpoint: String,
 }
 
 async fn things(platform: &TestPlatform) -> Result<Things> {
@@ -68,12 +71,23 @@ async fn things(platform: &TestPlatform) -> Result<Things> {
         .await?
         .json()["id"]
         .to_string();
+    let taken = client
+        .post(&format!("/v1/vms/{vm}/snapshot"), &json!({"name": "owner"}))
+        .await?;
+    let snapshot = text(&taken.json()["id"]);
+    let volume = crate::volume_of(&client, "owner").await?;
+    crate::upload_into(&client, &volume, &[("path", "file")], b"secret").await?;
+    let path = format!("/v1/volumes/{volume}/checkpoints");
+    let checkpoint = text(&client.post(&path, &json!({})).await?.json()["id"]);
     Ok(Things {
         session,
         vm,
         task,
         key,
         ssh_key,
+        snapshot,
+        volume,
+        checkpoint,
     })
 }
 
@@ -115,6 +129,8 @@ fn cases(things: &Things) -> Vec<Case> {
     cases.extend(account_cases(things));
     cases.extend(file_cases(things));
     cases.extend(pty_cases(things));
+    cases.extend(snapshot_cases(things));
+    cases.extend(volume_cases(things));
     cases
 }
 
@@ -183,6 +199,82 @@ fn vm_cases(things: &Things) -> Vec<Case> {
         bare("get", "/v1/vms/", "", OwnThings),
         bare("get", "/v1/vms/{vm_id}", &things.vm, NotFound),
         bare("delete", "/v1/vms/{vm_id}", &things.vm, NotFound),
+    ]
+}
+
+fn snapshot_cases(things: &Things) -> Vec<Case> {
+    let (vm, snapshot) = (&things.vm, &things.snapshot);
+    let empty = || json!({});
+    vec![
+        case("post", "/v1/vms/{vm_id}/snapshot", vm, empty(), NotFound),
+        case("post", "/v1/vms/{vm_id}/clone", vm, empty(), NotFound),
+        case("patch", "/v1/vms/{vm_id}", vm, empty(), NotFound),
+        case(
+            "post",
+            "/v1/snapshots",
+            "",
+            json!({"oci_image": "-x"}),
+            OwnThings,
+        ),
+        bare("get", "/v1/snapshots", "", OwnThings),
+        bare("get", "/v1/snapshots/{snapshot_id}", snapshot, NotFound),
+        bare("delete", "/v1/snapshots/{snapshot_id}", snapshot, NotFound),
+    ]
+}
+
+fn volume_cases(things: &Things) -> Vec<Case> {
+    let (vm, volume, checkpoint) = (&things.vm, &things.volume, &things.checkpoint);
+    let mount = json!({"volume_id": volume, "mount_path": "/data"});
+    let file = json!({"path": "file"});
+    let create = json!({"name": "x", "quota_bytes": 0});
+    let name = json!({"name": "taken"});
+    let one = "/v1/volumes/{volume_id}";
+    let checkpoints = "/v1/volumes/{volume_id}/checkpoints";
+    let files = "/v1/volumes/{volume_id}/files";
+    let upload = "/v1/volumes/{volume_id}/files/upload";
+    let download = "/v1/volumes/{volume_id}/files/download";
+    let mounts = "/v1/vms/{vm_id}/volumes";
+    let parts = "--b\r\nContent-Disposition: form-data; name=\"path\"\r\n\r\nfile\r\n\
+                 --b\r\nContent-Disposition: form-data; name=\"file\"\r\n\r\ntaken\r\n--b--\r\n";
+    vec![
+        case("post", "/v1/volumes", "", create, OwnThings),
+        bare("get", "/v1/volumes", "", OwnThings),
+        bare("get", one, volume, NotFound),
+        case("patch", one, volume, name, NotFound),
+        bare("delete", one, volume, NotFound),
+        case("post", checkpoints, volume, json!({}), NotFound),
+        bare("get", checkpoints, volume, NotFound),
+        Case {
+            path: format!("/v1/volumes/{volume}/checkpoints/{checkpoint}"),
+            ..bare(
+                "delete",
+                "/v1/volumes/{volume_id}/checkpoints/{checkpoint_id}",
+                "",
+                NotFound,
+            )
+        },
+        Case {
+            kind: "multipart/form-data; boundary=b",
+            body: parts.as_bytes().to_vec(),
+            ..bare("post", upload, volume, NotFound)
+        },
+        case("post", download, volume, file, NotFound),
+        bare("get", files, volume, NotFound),
+        Case {
+            path: format!("/v1/volumes/{volume}/files?path=file"),
+            ..bare("delete", files, volume, NotFound)
+        },
+        case("post", mounts, vm, mount, NotFound),
+        bare("get", mounts, vm, NotFound),
+        Case {
+            path: format!("/v1/vms/{vm}/volumes/{volume}"),
+            ..bare(
+                "delete",
+                "/v1/vms/{vm_id}/volumes/{volume_id}",
+                "",
+                NotFound,
+            )
+        },
     ]
 }
 
@@ -311,6 +403,8 @@ async fn another_account_sees_and_changes_nothing(kind: DatabaseKind) -> Result<
             &things.session,
             &things.vm,
             &things.task,
+            &things.snapshot,
+            &things.checkpoint,
             "owner",
             "admin@localhost",
         ] {
@@ -328,6 +422,16 @@ async fn another_account_sees_and_changes_nothing(kind: DatabaseKind) -> Result<
         .await?
         .json();
     assert_eq!(status["vm_alive"], true);
+    assert_eq!(
+        platform.node.snapshot_ids(),
+        std::slice::from_ref(&things.snapshot)
+    );
+    let kept = platform.node.volume_file(&things.volume, "file");
+    assert_eq!(kept.as_deref(), Some(&b"secret"[..]));
+    assert_eq!(
+        platform.node.checkpoint_ids(&things.volume),
+        std::slice::from_ref(&things.checkpoint)
+    );
     let file = platform.node.file(&things.vm, "file");
     assert_eq!(file.as_deref(), Some(&b"secret"[..]));
     assert_eq!(

@@ -1,4 +1,4 @@
-use crate::{eventually, execute, session_of, text, vm_of};
+use crate::{eventually, execute, patch, quick, session_of, text, vm_of, vm_with, volume_of};
 use anyhow::Result;
 use axum::http::Method;
 use instavm_control::Settings;
@@ -12,6 +12,8 @@ on_each_database!(
     without_waiting_the_answer_comes_at_once,
     a_vm_that_takes_too_long_is_a_504_and_goes_on,
     what_is_not_enforced_is_not_accepted,
+    a_vm_that_lives_is_changed,
+    several_vms_are_made_or_none,
     a_session_keeps_its_living_vm_and_gets_a_new_one_after_its_end,
     the_end_of_a_vm_is_on_record,
     records_are_the_newest_and_kept_for_a_time,
@@ -105,14 +107,33 @@ async fn what_is_not_enforced_is_not_accepted(kind: DatabaseKind) -> Result<()> 
     let platform = TestPlatform::on(kind).await?;
     let client = platform.client();
     let cases = [
-        ("snapshot_id", json!("snap")),
+        ("volumes", json!([{"volume_id": "v", "mount_path": "data"}])),
+        ("volumes", json!([{"mount_path": "/data"}])),
         (
             "volumes",
-            json!([{"volume_id": "v", "mount_path": "/data"}]),
+            json!([{"volume_id": "v", "mount_path": "/data", "mode": "wo"}]),
         ),
+        (
+            "volumes",
+            json!([{"volume_id": "v", "mount_path": "/data", "checkpoint_id": "latest"}]),
+        ),
+        (
+            "volumes",
+            json!([{"volume_id": "v", "mount_path": "/data"}, {"volume_id": "v", "mount_path": "/data"}]),
+        ),
+        (
+            "volumes",
+            json!([{"volume_id": "v", "mount_path": "/data"}, {"volume_id": "w", "mount_path": "/data/x"}]),
+        ),
+        (
+            "volumes",
+            json!(vec![json!({"volume_id": "v", "mount_path": "/data"}); 17]),
+        ),
+        ("count", json!(0)),
+        ("count", json!(101)),
+        ("snapshot_name", json!("x".repeat(257))),
         ("vault_ids", json!(["vlt_1"])),
         ("egress_policy", json!({"allow_http": false})),
-        ("snapshot_on_terminate", json!(true)),
         ("share", json!({"port": 80})),
         ("custom_domain", json!({"domain": "x"})),
         ("image_variant", json!("computer-use")),
@@ -222,5 +243,76 @@ async fn records_are_the_newest_and_kept_for_a_time(kind: DatabaseKind) -> Resul
     assert!(text(&answer["detail"]).contains("session not found"));
     let session = text(&vms[2]["session_id"]);
     assert_eq!(execute(&client, &session, "echo x").await?.status, 200);
+    Ok(())
+}
+
+async fn a_vm_that_lives_is_changed(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::with(kind, quick()).await?;
+    let client = platform.client();
+    let id = text(&vm_with(&client, &json!({"memory_mb": 512})).await?["vm_id"]);
+    let path = format!("/v1/vms/{id}");
+    let changed = patch(&client, &path, &json!({"memory_mb": 1_024, "x": 1})).await?;
+    assert_eq!(changed.status, 200, "{changed:?}");
+    assert_eq!(changed.json()["memory_mb"], 1_024);
+    for (wrong, status) in [
+        (json!({"memory_mb": 127}), 422),
+        (json!({"memory_mb": 1_025}), 422),
+        (json!({"memory_mb": 1 << 20}), 422),
+        (json!({"memory_mb": 130}), 409),
+        (json!({"snapshot_name": "a\u{7}"}), 422),
+    ] {
+        let answer = patch(&client, &path, &wrong).await?;
+        assert_eq!(answer.status, status, "{wrong}: {answer:?}");
+    }
+    let keep = json!({"snapshot_on_terminate": true, "snapshot_name": "kept"});
+    let changed = patch(&client, &path, &keep).await?.json();
+    assert_eq!(changed["snapshot_on_terminate"], true);
+    assert_eq!(changed["memory_mb"], 1_024);
+
+    let platform = platform.restart().await?;
+    let client = platform.client();
+    let after = client.get(&path).await?.json();
+    assert_eq!(after["memory_mb"], 1_024);
+    assert_eq!(after["snapshot_name"], "kept");
+    client.delete(&path).await?;
+    assert_eq!(platform.node.snapshot_ids().len(), 1);
+    assert_eq!(patch(&client, &path, &keep).await?.status, 409);
+    assert_eq!(patch(&client, "/v1/vms/vm_none", &keep).await?.status, 404);
+    Ok(())
+}
+
+async fn several_vms_are_made_or_none(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
+    let client = platform.client();
+    let made = vm_with(&client, &json!({"count": 5, "env": {"A": "x"}})).await?;
+    let vms = made["vms"].as_array().cloned().unwrap_or_default();
+    assert_eq!(vms.len(), 5);
+    assert_eq!(vms[0]["vm_id"], made["vm_id"]);
+    for vm in &vms {
+        assert_eq!(vm["status"], "active");
+        let session = text(&vm["session_id"]);
+        let answer = execute(&client, &session, "env A").await?;
+        assert_eq!(answer.json()["stdout"], "x\n");
+    }
+    let one = vm_with(&client, &json!({"count": 1})).await?;
+    assert_eq!(one["vms"].as_array().map(Vec::len), Some(1));
+
+    // The node has room for some, and none remains.
+    platform.node.set_capacity(8);
+    let keep = json!({"count": 5, "snapshot_on_terminate": true});
+    let answer = client.post("/v1/vms", &keep).await?;
+    assert_eq!(answer.status, 503, "{answer:?}");
+    assert_eq!(platform.node.vm_ids().len(), 6);
+    let live = client.get("/v1/vms").await?.json();
+    assert_eq!(live.as_array().map(Vec::len), Some(6));
+    assert_eq!(client.get("/v1/snapshots").await?.json(), json!([]));
+
+    let session = text(&one["session_id"]);
+    let wrong = json!({"count": 2, "session_id": session});
+    assert_eq!(client.post("/v1/vms", &wrong).await?.status, 422);
+    let volume = volume_of(&client, "data").await?;
+    let volumes = json!([{"volume_id": volume, "mount_path": "/data"}]);
+    let wrong = json!({"count": 2, "volumes": volumes});
+    assert_eq!(client.post("/v1/vms", &wrong).await?.status, 422);
     Ok(())
 }
