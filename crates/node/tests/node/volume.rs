@@ -374,57 +374,70 @@ async fn a_vm_with_a_volume_is_made_once_by_calls_at_once() {
     f.close().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn in_plain_folders_limits_are_kept_by_measuring() {
+async fn in_plain_folders() -> Fixture {
     let f = Fixture::with(|config| config.disk_driver = DiskDriver::Directory).await;
     let status = f.node.status().await;
     assert_eq!((status.disk_driver, status.quota), ("directory", "soft"));
-    f.node
-        .create_volume(&volume("vol_a"), 8 * MIB)
-        .await
-        .unwrap();
+    f
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_plain_folders_snapshots_and_checkpoints_are_copies() {
+    let f = in_plain_folders().await;
+    let id = volume("vol_a");
+    f.node.create_volume(&id, 8 * MIB).await.unwrap();
     write(&f, "vol_a", "file", "then").await.unwrap();
     f.node
-        .create_checkpoint(&volume("vol_a"), &checkpoint("ckpt_a"))
+        .create_checkpoint(&id, &checkpoint("ckpt_a"))
         .await
         .unwrap();
-    let mut endings = f.node.endings();
+    write(&f, "vol_a", "file", "now").await.unwrap();
     let then = Mount {
         checkpoint: Some(checkpoint("ckpt_a")),
         ..mount("vol_a", "/then", true)
     };
     let vm = VmSpec {
-        mounts: vec![mount("vol_a", "/data", false), then],
+        mounts: vec![then],
         ..spec("vm_a")
     };
     let vm = f.node.create(vm).await.unwrap().id;
-    let run = f
-        .bash(
-            &vm,
-            "cat /then/file; echo no > /then/file || echo refused; echo a > /app/a",
-        )
-        .await;
-    assert_eq!(text(&run.stdout), "thenrefused\n");
-    f.node
-        .take_snapshot(&vm, &SnapshotId("snap_a".to_owned()))
-        .await
-        .unwrap();
+    let code = "cat /then/file; echo no > /then/file || echo refused; echo a > /app/a";
+    assert_eq!(text(&f.bash(&vm, code).await.stdout), "thenrefused\n");
+    let snapshot = SnapshotId("snap_a".to_owned());
+    f.node.take_snapshot(&vm, &snapshot).await.unwrap();
     let clone = VmSpec {
-        snapshot: Some(SnapshotId("snap_a".to_owned())),
+        snapshot: Some(snapshot),
         ..spec("vm_b")
     };
     let clone = f.node.create(clone).await.unwrap().id;
     assert_eq!(text(&f.bash(&clone, "cat /app/a").await.stdout), "a\n");
+    f.close().await;
+}
 
-    f.bash(&vm, "head -c 20M /dev/zero > /data/big").await;
-    f.bash(&clone, "head -c 100M /dev/zero > /app/big").await;
+#[tokio::test(flavor = "multi_thread")]
+async fn in_plain_folders_limits_are_kept_by_measuring() {
+    let f = in_plain_folders().await;
+    f.node
+        .create_volume(&volume("vol_a"), 8 * MIB)
+        .await
+        .unwrap();
+    let mut endings = f.node.endings();
+    let writer = VmSpec {
+        mounts: vec![mount("vol_a", "/data", false)],
+        ..spec("vm_a")
+    };
+    let writer = f.node.create(writer).await.unwrap().id;
+    let large = f.create("vm_b").await;
+    f.bash(&writer, "head -c 20M /dev/zero > /data/big").await;
+    f.bash(&large, "head -c 100M /dev/zero > /app/big").await;
     let mut ended = Vec::new();
     for _ in 0..2 {
-        let told = tokio::time::timeout(PATIENCE, endings.recv()).await;
+        let told = tokio::time::timeout(2 * PATIENCE, endings.recv()).await;
         ended.push(told.expect("both are ended").unwrap());
     }
-    ended.sort_by(|a, b| a.0.cmp(&b.0));
-    assert_eq!(ended, [(vm, Ending::Crashed), (clone, Ending::Crashed)]);
+    ended.sort_by(|a, b| a.0.0.cmp(&b.0.0));
+    let expected = [(writer, Ending::Crashed), (large, Ending::Crashed)];
+    assert_eq!(ended, expected);
     let full = write(&f, "vol_a", "more", "more").await;
     assert_eq!(file_error(full), FileErrorKind::NoSpace);
     f.close().await;
