@@ -6,6 +6,7 @@
 
 pub mod api_key;
 pub mod checkpoint;
+pub mod egress;
 pub mod error;
 pub mod execution;
 pub mod file;

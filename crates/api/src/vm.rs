@@ -37,7 +37,7 @@ pub struct CreateVm {
     pub volumes: Option<Vec<VolumeOfVm>>,
     /// Not available yet: anything but an empty list is refused.
     pub vault_ids: Option<Vec<String>>,
-    /// Not available yet: a policy that closes anything is refused.
+    /// What it may reach; absent: nothing is closed.
     #[serde(default, deserialize_with = "crate::shape::object")]
     pub egress_policy: Option<EgressPolicy>,
     /// Whether its disk is kept as a snapshot when it ends, however it ends.

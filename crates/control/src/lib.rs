@@ -32,6 +32,7 @@ mod body;
 mod bounds;
 pub mod checkpoint;
 mod clock;
+mod egress;
 mod error;
 mod exclusive;
 pub mod execution;

@@ -17,6 +17,7 @@ pub(crate) fn routes() -> OpenApiRouter<Platform> {
         .merge(crate::file::routes::routes())
         .merge(crate::vm::routes::routes())
         .merge(crate::pty::routes::routes())
+        .merge(crate::egress::routes::routes())
         .merge(crate::snapshot::routes::routes())
         .merge(crate::volume::routes::routes())
         .merge(crate::checkpoint::routes::routes())

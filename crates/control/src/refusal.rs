@@ -87,6 +87,9 @@ fn of_field(path: &str, text: &str) -> Problem {
     if let Some(name) = quoted_after(text, "missing field ") {
         return Problem::invalid(name, "is missing");
     }
+    if let Some(name) = quoted_after(text, "unknown field ") {
+        return Problem::invalid(&shown(name.to_owned()), "is no key of this");
+    }
     if let Some(name) = quoted_after(text, "duplicate field ") {
         return Problem::invalid(name, "is there more than once");
     }

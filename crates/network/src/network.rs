@@ -243,12 +243,20 @@ impl Network {
         let _turn = self.changing.lock().await;
         let new = Arc::new(policy);
         let old = self.egress.replace(index, new.clone());
-        if let Err(error) = self.limit(index, &old, &new).await {
-            self.egress.replace(index, old);
-            return Err(error);
+        let done = match self.limit(index, &old, &new).await {
+            Ok(()) => self.cut(index, &old, &new).await,
+            failed => {
+                self.egress.replace(index, old);
+                return failed;
+            }
+        };
+        if done.is_err() {
+            self.egress.replace(index, old.clone());
+            self.limit(index, &new, &old).await?;
+            return done;
         }
         self.egress.cut(index);
-        self.cut(index, old, new).await
+        Ok(())
     }
 
     /// The policy of a VM.
@@ -305,16 +313,11 @@ impl Network {
     }
 
     /// Forgets the connections that the old policy let pass directly and the new one does not.
-    async fn cut(
-        &self,
-        index: u16,
-        old: Arc<Policy>,
-        new: Arc<Policy>,
-    ) -> Result<(), NetworkError> {
-        if new.is_open() || Limits::of(&old) == Limits::of(&new) {
+    async fn cut(&self, index: u16, old: &Policy, new: &Arc<Policy>) -> Result<(), NetworkError> {
+        if new.is_open() || Limits::of(old) == Limits::of(new) {
             return Ok(());
         }
-        let plan = self.plan;
+        let (plan, new) = (self.plan, new.clone());
         let own = plan.address(index);
         let forbidden = move |flow: &Flow| {
             // What a VM says to its gateway, and what goes through the proxy, is not the firewall's to judge.

@@ -7,6 +7,7 @@ use crate::Platform;
 use crate::body::JsonBody;
 use crate::bounds;
 use crate::clock::Moment;
+use crate::egress::service as policies;
 use crate::error::{Kind, Problem};
 use crate::extract::{Caller, Id, QueryOf};
 use crate::idempotency::{Attempt, Repeatable, once};
@@ -17,7 +18,7 @@ use axum::Json;
 use axum::extract::State;
 use instavm_api::ErrorBody;
 use instavm_api::vm as api;
-use instavm_node_api::SnapshotId;
+use instavm_node_api::{EgressPolicy, SnapshotId};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use utoipa_axum::router::OpenApiRouter;
@@ -156,9 +157,15 @@ async fn attach(
     })?;
     let session = sessions::find(platform, account_id, id).await?;
     let base = session.state().profile;
+    let asked = request.egress_policy.is_some();
     let profile = profile(platform, account_id, request, Some(base)).await?;
     let guard = session.changing().await;
     if let Some(vm) = session.active_vm() {
+        drop(guard);
+        if let Some(policy) = profile.origin.egress.filter(|_| asked) {
+            let place = policies::Place::Session(session.id.clone());
+            policies::set(platform, account_id, &place, policy).await?;
+        }
         return created(platform, &[vm], given.is_some());
     }
     let order = Order::next(profile);
@@ -208,6 +215,9 @@ async fn profile(
         &settings.vcpu_range,
     )?;
     let mut origin = base.origin;
+    if let Some(policy) = request.egress_policy {
+        origin.egress = Some(egress(platform, policy)?);
+    }
     if let Some(keep) = request.snapshot_on_terminate {
         origin.keep = keep;
     }
@@ -257,9 +267,6 @@ fn refuse_unavailable(request: &api::CreateVm) -> Result<(), Problem> {
     {
         return unavailable("vault_ids", "vaults are");
     }
-    if request.egress_policy.as_ref().is_some_and(closes_something) {
-        return unavailable("egress_policy", "policies that close anything are");
-    }
     if request.share.is_some() {
         return unavailable("share", "shares are");
     }
@@ -270,13 +277,16 @@ fn refuse_unavailable(request: &api::CreateVm) -> Result<(), Problem> {
 }
 
 /// Absent flags allow.
-fn closes_something(policy: &api::EgressPolicy) -> bool {
-    [
-        policy.allow_public_repos,
-        policy.allow_http,
-        policy.allow_https,
-    ]
-    .contains(&Some(false))
+fn egress(platform: &Platform, policy: api::EgressPolicy) -> Result<EgressPolicy, Problem> {
+    let policy = EgressPolicy {
+        allow_public_repos: policy.allow_public_repos.unwrap_or(true),
+        allow_http: policy.allow_http.unwrap_or(true),
+        allow_https: policy.allow_https.unwrap_or(true),
+        allowed_domains: policy.allowed_domains.unwrap_or_default(),
+        allowed_cidrs: policy.allowed_cidrs.unwrap_or_default(),
+    };
+    policies::check(platform, &policy, "egress_policy.")?;
+    Ok(policy)
 }
 
 /// Makes a VM that begins as another one is now.

@@ -7,7 +7,7 @@ use crate::error::{Chain, Kind, Problem};
 use crate::session::service::Session;
 use crate::snapshot::{reconcile as snapshot_reconcile, service as snapshots};
 use instavm_api::Metadata;
-use instavm_node_api::{Ending, Mount, NodeError, SnapshotId, VmId, VmInfo, VmSpec};
+use instavm_node_api::{EgressPolicy, Ending, Mount, NodeError, SnapshotId, VmId, VmInfo, VmSpec};
 use instavm_store::{Database, StoreError};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -31,7 +31,7 @@ pub(crate) struct Profile {
     pub origin: Origin,
 }
 
-/// What a session's VMs start from and have mounted, and what becomes of their disks.
+/// What a session's VMs start from, have mounted and may reach, and what becomes of their disks.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Origin {
@@ -40,6 +40,8 @@ pub(crate) struct Origin {
     pub env: BTreeMap<String, String>,
     pub workdir: Option<String>,
     pub mounts: Vec<Mount>,
+    /// What they may reach; nothing is closed when absent.
+    pub egress: Option<EgressPolicy>,
     /// Their disks are kept as snapshots when they end.
     pub keep: bool,
     /// What these are called.
@@ -297,7 +299,7 @@ async fn finish(
         workdir: profile.origin.workdir,
         mounts: profile.origin.mounts,
         keep_disk_as: vm.keep_as.clone(),
-        egress: None,
+        egress: profile.origin.egress,
     };
     let info = match platform.node.create(spec).await {
         Ok(info) => info,

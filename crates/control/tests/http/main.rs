@@ -6,6 +6,7 @@ mod api_key;
 mod body;
 mod checkpoint;
 mod clone;
+mod egress;
 mod execution;
 mod file;
 mod fuzz;

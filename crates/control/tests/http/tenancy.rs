@@ -129,9 +129,22 @@ fn cases(things: &Things) -> Vec<Case> {
     cases.extend(account_cases(things));
     cases.extend(file_cases(things));
     cases.extend(pty_cases(things));
+    cases.extend(egress_cases(things));
     cases.extend(snapshot_cases(things));
     cases.extend(volume_cases(things));
     cases
+}
+
+/// Policies, by both ways.
+fn egress_cases(things: &Things) -> Vec<Case> {
+    let (session, vm) = (&things.session, &things.vm);
+    let (by_session, by_vm) = ("/v1/egress/session/{session_id}", "/v1/egress/vm/{vm_id}");
+    vec![
+        case("post", by_session, session, json!({}), NotFound),
+        bare("get", by_session, session, NotFound),
+        case("post", by_vm, vm, json!({}), NotFound),
+        bare("get", by_vm, vm, NotFound),
+    ]
 }
 
 /// Terminals, by both ways.
