@@ -1,7 +1,7 @@
 //! What can be typed. There are no global flags: each belongs to its command.
 
 use crate::commands::{
-    auth, clone, completions, create, doc, exec, help, ls, rm, snapshot, ssh_key, vm, volume,
+    auth, clone, completions, create, doc, exec, help, ls, pty, rm, snapshot, ssh_key, vm, volume,
     whoami,
 };
 use clap::{Args, Parser, Subcommand};
@@ -49,6 +49,7 @@ pub(crate) enum Command {
     #[command(subcommand, visible_alias = "sshkey")]
     SshKey(ssh_key::Command),
     Exec(exec::Arguments),
+    Pty(pty::Arguments),
     #[command(visible_alias = "docs")]
     Doc(doc::Arguments),
     Completions(completions::Arguments),

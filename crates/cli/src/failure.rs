@@ -30,6 +30,15 @@ impl Failure {
         Failure::Authentication(NO_KEY.to_owned())
     }
 
+    /// What it says, to be part of another message.
+    pub(crate) fn message(self) -> String {
+        match self {
+            Failure::Said(message) | Failure::Authentication(message) => message,
+            Failure::Output(error) => error.to_string(),
+            Failure::Interrupted => "interrupted".to_owned(),
+        }
+    }
+
     /// The lines for standard error.
     pub(crate) fn text(&self) -> Option<String> {
         match self {

@@ -38,7 +38,7 @@ pub(crate) struct Http {
 pub(crate) struct Activity(Arc<Mutex<Instant>>);
 
 impl Activity {
-    fn begin() -> Activity {
+    pub(crate) fn begin() -> Activity {
         Activity(Arc::new(Mutex::new(Instant::now())))
     }
 
@@ -186,7 +186,7 @@ impl Http {
         self.exchange(request, call, &Activity::begin()).await
     }
 
-    fn request(&self, call: &Call) -> Result<RequestBuilder> {
+    pub(crate) fn request(&self, call: &Call) -> Result<RequestBuilder> {
         let url = format!("{}{}", self.base_url, call.path);
         let url = Url::parse(&url).map_err(|error| Error::Invalid {
             what: "path",
@@ -215,7 +215,7 @@ impl Http {
         })
     }
 
-    async fn exchange(
+    pub(crate) async fn exchange(
         &self,
         request: RequestBuilder,
         call: &Call,

@@ -8,8 +8,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use instavm_node_api::{
-    ByteStream, EgressPolicy, Ending, ExecuteRequest, Execution, FileContent, FileErrorKind, IsolationClass,
-    Mount, Node, NodeError, NodeStatus, SnapshotId, Usage, VmId, VmInfo, VmSpec, VmState,
+    ByteStream, EgressPolicy, Ending, ExecuteRequest, Execution, FileContent, FileErrorKind,
+    IsolationClass, Mount, Node, NodeError, NodeStatus, SnapshotId, Usage, VmId, VmInfo, VmSpec,
+    VmState,
 };
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};

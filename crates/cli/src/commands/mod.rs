@@ -8,6 +8,7 @@ pub(crate) mod doc;
 pub(crate) mod exec;
 pub(crate) mod help;
 pub(crate) mod ls;
+pub(crate) mod pty;
 pub(crate) mod rm;
 pub(crate) mod snapshot;
 pub(crate) mod ssh_key;
@@ -34,6 +35,10 @@ pub(crate) fn run(command: Command) -> ExitCode {
         Command::Volume(command) => volume::run(&command),
         Command::SshKey(command) => ssh_key::run(&command),
         Command::Exec(arguments) => exec::run(&arguments),
+        Command::Pty(arguments) => match pty::run(&arguments) {
+            Ok(status) => return ExitCode::from(status),
+            Err(failure) => Err(failure),
+        },
         Command::Doc(arguments) => doc::run(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),
     };

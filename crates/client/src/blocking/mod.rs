@@ -10,12 +10,14 @@
 //! ```
 
 mod file;
+mod pty;
 mod snapshot;
 mod vm;
 mod volume;
 mod worker;
 
 pub use file::Download;
+pub use pty::Ptys;
 pub use snapshot::Snapshots;
 pub use vm::Vms;
 pub use volume::Volumes;
