@@ -66,6 +66,7 @@ mod builder;
 mod call;
 mod client;
 mod download;
+mod egress;
 mod error;
 mod execution;
 mod file;
@@ -96,6 +97,7 @@ pub use volume::{VolumeFiles, VolumePath, Volumes};
 
 pub use instavm_api::api_key::{ApiKey, ApiKeyDeleted, NewApiKey, UpdateApiKey};
 pub use instavm_api::checkpoint::{Checkpoint, CheckpointDeleted};
+pub use instavm_api::egress::{Egress, EgressSet};
 pub use instavm_api::execution::{Execution, ExecutionStarted, ExecutionTask, Language};
 pub use instavm_api::file::Uploaded;
 pub use instavm_api::mount::{Mount, Unmounted};

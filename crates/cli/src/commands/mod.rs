@@ -5,6 +5,7 @@ pub(crate) mod clone;
 pub(crate) mod completions;
 pub(crate) mod create;
 pub(crate) mod doc;
+pub(crate) mod egress;
 pub(crate) mod exec;
 pub(crate) mod help;
 pub(crate) mod ls;
@@ -33,6 +34,7 @@ pub(crate) fn run(command: Command) -> ExitCode {
         Command::Vm(command) => vm::run(&command),
         Command::Snapshot(command) => snapshot::run(&command),
         Command::Volume(command) => volume::run(&command),
+        Command::Egress(command) => egress::run(&command),
         Command::SshKey(command) => ssh_key::run(&command),
         Command::Exec(arguments) => exec::run(&arguments),
         Command::Pty(arguments) => match pty::run(&arguments) {
