@@ -109,7 +109,7 @@ def test_what_checkpoints_hold_counts_against_the_quota(make, manager):
     refreshed = manager.volumes.get(volume["id"], refresh_usage=True)
     assert refreshed["used_bytes"] == 0 and refreshed["charged_bytes"] >= 15 * MIB
     answer = make.put(volume, "more", os.urandom(15 * MIB))
-    assert answer.status_code == 413 and "checkpoint" in answer.json()["detail"], answer.text
+    assert answer.status_code == 413 and "no space is left on the volume" in answer.json()["detail"], answer.text
     manager.volumes.delete_checkpoint(volume["id"], checkpoint["id"])
     eventually(lambda: make.put(volume, "more", os.urandom(15 * MIB)).status_code in (200, 409), 30, 0.5)
     assert len(make.content(volume, "more")) == 15 * MIB

@@ -161,6 +161,8 @@ class World:
         self.daemon.assert_clean()
         if answer is None:
             answer = call()
+            if answer.status_code == 409 and "send it again" in answer.text:
+                answer = call()  # what had begun was undone
             if answer.status_code in retried:
                 answer.status_code = 200
         return answer
