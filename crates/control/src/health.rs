@@ -18,6 +18,10 @@ pub(crate) struct Health {
     status: &'static str,
     /// What isolates the VMs of this node.
     isolation: &'static str,
+    /// What keeps the node's disks: `btrfs` or `directory`.
+    disk_driver: &'static str,
+    /// Who keeps the limits of disks and volumes: `hard` (the kernel, at each write) or `soft` (the node, which measures).
+    quota: &'static str,
 }
 
 /// Whether the platform serves.
@@ -31,10 +35,15 @@ pub(crate) struct Health {
 pub(crate) async fn show(State(platform): State<Platform>) -> Result<Json<Health>, Problem> {
     let question = platform.database.fetch_optional("SELECT 1 AS one", vec![]);
     match tokio::time::timeout(PATIENCE, question).await {
-        Ok(Ok(_)) => Ok(Json(Health {
-            status: "ok",
-            isolation: platform.node.status().await.isolation.as_str(),
-        })),
+        Ok(Ok(_)) => {
+            let node = platform.node.status().await;
+            Ok(Json(Health {
+                status: "ok",
+                isolation: node.isolation.as_str(),
+                disk_driver: node.disk_driver,
+                quota: node.quota,
+            }))
+        }
         Ok(Err(error)) => {
             tracing::error!(error = %crate::error::Chain(&error), "the database does not answer");
             Err(Problem::new(

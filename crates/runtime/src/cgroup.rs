@@ -230,6 +230,14 @@ impl Cgroup {
         }
     }
 
+    /// Where its memory is counted.
+    fn memory_folder(&self) -> PathBuf {
+        match &self.layout {
+            Layout::Unified(unified) => unified.memory_folder(&self.path),
+            Layout::Hybrid(hybrid) => hybrid.memory_folder(&self.path),
+        }
+    }
+
     /// Its memory limit in bytes.
     fn memory_limit(&self) -> Result<u64, CgroupError> {
         match &self.layout {

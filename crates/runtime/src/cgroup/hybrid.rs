@@ -104,6 +104,10 @@ impl Hybrid {
             .try_for_each(|path| file::write(path, &text))
     }
 
+    pub(super) fn memory_folder(&self, path: &str) -> PathBuf {
+        self.memory.join(path)
+    }
+
     pub(super) fn memory_limit(&self, path: &str) -> Result<u64, CgroupError> {
         file::read_number(&self.memory.join(path).join("memory.limit_in_bytes"))
     }

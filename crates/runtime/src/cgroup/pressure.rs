@@ -13,8 +13,9 @@ use tokio::io::unix::AsyncFd;
 
 /// Half a second in which no process got on, within two seconds.
 const TRIGGER: &str = "full 500000 2000000";
-/// The part of the limit that must be in use, in percent: pressure may also come from the host's own need.
-const USED_PERCENT: u64 = 90;
+/// The part of the limit that must be in use by other things than the page cache of files, in percent. Pressure also
+/// comes from the host's own need, and from writing more than the disk takes, which no death would mend.
+const USED_PERCENT: u64 = 75;
 
 /// Waits for a VM that stands still for want of memory.
 #[derive(Debug)]
@@ -68,10 +69,22 @@ impl Cgroup {
     }
 
     fn is_used_up(&self) -> bool {
-        match (self.accounting(), self.memory_limit()) {
-            (Ok(now), Ok(limit)) => now.memory_bytes >= limit / 100 * USED_PERCENT,
+        match (self.accounting(), self.file_cache(), self.memory_limit()) {
+            (Ok(now), Ok(files), Ok(limit)) => {
+                now.memory_bytes.saturating_sub(files) >= limit / 100 * USED_PERCENT
+            }
             _ => false,
         }
+    }
+
+    /// Bytes of the page cache of files.
+    fn file_cache(&self) -> Result<u64, CgroupError> {
+        let stat = file::read(&self.memory_folder().join("memory.stat"))?;
+        let fields = stat.lines().filter_map(|line| line.split_once(' '));
+        let files = fields.filter(|(name, _)| matches!(*name, "active_file" | "inactive_file"));
+        Ok(files
+            .filter_map(|(_, bytes)| bytes.parse::<u64>().ok())
+            .sum())
     }
 
     /// Kills the process of the group that holds the most memory, `spared` excepted. Returns whether there was one.

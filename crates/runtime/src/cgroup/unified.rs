@@ -66,6 +66,10 @@ impl Unified {
         }
     }
 
+    pub(super) fn memory_folder(&self, path: &str) -> PathBuf {
+        self.root.join(path)
+    }
+
     pub(super) fn memory_limit(&self, path: &str) -> Result<u64, CgroupError> {
         file::read_number(&self.root.join(path).join("memory.max"))
     }
