@@ -108,27 +108,39 @@ def test_what_is_written_before_the_connection_is_there(client):
     assert said == [{"type": "exit", "exit_code": 9}]
 
 
+RESIZED = """
+import os, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGWINCH})
+print("begun", flush=True)
+signal.sigwait({signal.SIGWINCH})
+print(os.get_terminal_size(), flush=True)
+"""
+
+INTERRUPTED = """
+import time
+try:
+    print("begun", flush=True)
+    time.sleep(1000)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+print("back:", input())
+"""
+
+
 def test_resizing_reaches_the_program(open_terminal):
-    terminal, _ = open_terminal(command="/usr/bin/python3 -iq")
-    terminal.until(rb">>> ")
-    terminal.type("import os, signal; _ = signal.signal(signal.SIGWINCH, lambda *_: print('now', os.get_terminal_size()))\n")
-    terminal.until(rb">>> ")
+    terminal, _ = open_terminal(command=f"/usr/bin/python3 -c '{RESIZED}'")
+    terminal.until(rb"begun")
     terminal.socket.send(json.dumps({"type": "resize", "cols": 101, "rows": 41}))
     terminal.until(rb"columns=101, lines=41")
 
 
 def test_signals_by_keys(open_terminal):
-    # Shells lose interrupts in the moments before a program is there, so this one is the terminal's own program.
-    terminal, _ = open_terminal(command="/usr/bin/python3 -iq")
-    terminal.until(rb">>> ")
-    terminal.type("import time\n")
-    terminal.until(rb">>> ")
-    terminal.type("print('be' + 'gun', flush=True); time.sleep(1000)\n")
+    terminal, _ = open_terminal(command=f"/usr/bin/python3 -c '{INTERRUPTED}'")
     terminal.until(rb"begun")
     terminal.type("\x03")
-    terminal.until(rb"KeyboardInterrupt")
-    terminal.type("print('still', 40 + 2)\n")
-    terminal.until(rb"still 42")
+    terminal.until(rb"interrupted")
+    terminal.type("still\n")
+    terminal.until(rb"back: still")
 
 
 def test_a_lost_connection_may_come_back_and_another_takes_over(client, open_terminal):

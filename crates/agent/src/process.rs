@@ -152,6 +152,9 @@ impl Program {
             }
             reset_signals();
             self.place_descriptors();
+            if self.has_terminal {
+                libc::ioctl(0, libc::TIOCSCTTY, 0);
+            }
             // A copy of the agent cannot be traced, and therefore its own /proc files belong to nobody here. By now it
             // has none of the agent's descriptors.
             libc::prctl(libc::PR_SET_DUMPABLE, 1);
