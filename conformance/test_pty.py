@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import select
 import subprocess
 import sys
 import threading
@@ -25,7 +24,7 @@ class Terminal:
 
     def __init__(self, url):
         self.socket = connect(url, open_timeout=SECONDS, max_size=1 << 20)
-        self.shown = b""
+        self.shown = bytearray()
         self.said = []
 
     def type(self, text):
@@ -42,8 +41,9 @@ class Terminal:
         """Reads until the pattern was shown; forgets everything up to there."""
         while not (found := re.search(wanted, self.shown)):
             self.next()
-        self.shown = self.shown[found.end() :]
-        return found[0]
+        shown = bytes(found[0])
+        del self.shown[: found.end()]
+        return shown
 
     def rest(self):
         """Reads to the end: what was shown, the text frames, the close code."""
@@ -51,7 +51,7 @@ class Terminal:
             while True:
                 self.next()
         except ConnectionClosed as closed:
-            return self.shown, self.said, closed.rcvd.code
+            return bytes(self.shown), self.said, closed.rcvd.code
 
 
 @pytest.fixture
@@ -63,6 +63,13 @@ def open_terminal(client):
         return Terminal(client.pty.ws_url(client.session_id, made["session_id"])), made["session_id"]
 
     return make
+
+
+def eventually(fits):
+    deadline = time.monotonic() + SECONDS
+    while not fits():
+        assert time.monotonic() < deadline, "it does not come about"
+        time.sleep(0.02)
 
 
 def test_a_login_shell(open_terminal):
@@ -98,9 +105,7 @@ def test_both_ways_address_the_same_terminals(client, http):
 
 def test_what_is_written_before_the_connection_is_there(client):
     made = client.pty.create(client.session_id, command="/bin/bash -c 'seq 20000; exit 9'")
-    deadline = time.monotonic() + SECONDS
-    while client.pty.get(client.session_id, made["id"])["alive"] and time.monotonic() < deadline:
-        time.sleep(0.01)
+    eventually(lambda: not client.pty.get(client.session_id, made["id"])["alive"])
     record = client.pty.get(client.session_id, made["id"])
     assert (record["alive"], record["exit_code"]) == (False, 9)
     shown, said, _ = Terminal(client.pty.ws_url(client.session_id, made["id"])).rest()
@@ -237,14 +242,13 @@ def test_the_official_command_line(daemon, client, tmp_path):
     environment |= {"HOME": str(tmp_path), "INSTAVM_API_KEY": daemon.key, "INSTAVM_BASE_URL": daemon.base_url, "NO_COLOR": "1"}
     program = Path(sys.executable).parent / "instavm"
     shell = subprocess.Popen([program, "pty", vm_id], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    shell.stdin.write(b"echo from-$((1+1)); exit 5\n")
+    shell.stdin.write(b"echo from-$((1+1)); sleep 1; exit 5\n")
     shell.stdin.flush()
-    shown, deadline = b"", time.monotonic() + SECONDS
-    while shell.poll() is None and time.monotonic() < deadline:
-        if select.select([shell.stdout], [], [], 0.1)[0]:
-            shown += os.read(shell.stdout.fileno(), 1 << 16)
-    shown += shell.stdout.read()
-    shell.stdin.close()
+    alive = lambda: any(one["alive"] for one in client.pty.list(client.session_id))  # noqa: E731
+    # It stops when its input ends, so that stays open until the program has ended; then it waits for nothing else.
+    eventually(alive)
+    eventually(lambda: not alive())
+    shown, _ = shell.communicate(timeout=SECONDS)
     assert shell.returncode == 5, shown
     assert b"from-2" in shown
     assert client.pty.list(client.session_id) == []
