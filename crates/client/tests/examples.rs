@@ -110,7 +110,7 @@ async fn snapshots() -> Result<()> {
 
 #[tokio::test]
 async fn volumes() -> Result<()> {
-    let expected = "example-data is mounted at /data (rw)\nexample-data is mounted at /before (ro)\n\
+    let expected = "example-data is mounted at /before (ro)\nexample-data is mounted at /data (rw)\n\
         notes/a.txt has second\n";
     assert_eq!(run("volumes").await?, expected);
     Ok(())
