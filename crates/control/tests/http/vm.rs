@@ -133,7 +133,6 @@ async fn what_is_not_enforced_is_not_accepted(kind: DatabaseKind) -> Result<()> 
         ("count", json!(101)),
         ("snapshot_name", json!("x".repeat(257))),
         ("vault_ids", json!(["vlt_1"])),
-        ("egress_policy", json!({"allow_http": false})),
         ("share", json!({"port": 80})),
         ("custom_domain", json!({"domain": "x"})),
         ("image_variant", json!("computer-use")),
