@@ -32,7 +32,7 @@ class Tenant:
         self.key = daemon.account("schemathesis@example.com")["api_key"]
         self.http = daemon.http(self.key)
         self.own_key = self.http.get("/v1/api-keys/").json()[0]["id"]
-        self.session = self.volume = None
+        self.session = self.volume = self.snapshot = None
         self.turn = 0
 
     def live_session(self):
@@ -52,6 +52,12 @@ class Tenant:
             parts = {"path": (None, "file"), "file": ("x", b"x")}
             self.http.request("POST", f"/v1/volumes/{self.volume}/files/upload", files=parts)
         return self.volume
+
+    def a_snapshot(self):
+        """A snapshot of a VM."""
+        if self.snapshot is None or self.http.get(f"/v1/snapshots/{self.snapshot}").status_code != 200:
+            self.snapshot = self.http.post(f"/v1/vms/{self.live_session()[1]}/snapshot", {}).json()["id"]
+        return self.snapshot
 
     def prepare(self, case):
         """Every other request gets ids that exist; none ends the account's own key."""
@@ -75,7 +81,7 @@ class Tenant:
             if "checkpoint_id" in path:
                 path["checkpoint_id"] = self.http.post(f"/v1/volumes/{self.volume}/checkpoints", {}).json()["id"]
         elif known and "snapshot_id" in path:
-            path["snapshot_id"] = self.http.post("/v1/snapshots", {"oci_image": "127.0.0.1:9/none"}).json()["id"]
+            path["snapshot_id"] = self.a_snapshot()
         elif known and "task_id" in path:
             body = {"session_id": self.live_session()[0], "command": "true", "language": "bash"}
             path["task_id"] = self.http.post("/execute_async", body).json()["task_id"]
