@@ -142,7 +142,8 @@ async fn a_busy_mount_tells_who_holds_it() {
             _ => None,
         })
         .collect();
-    assert_eq!(names, ["bash", "sleep"], "{busy:?}");
+    // Between its fork and its start a program still has the shell's name.
+    assert!(matches!(names[..], ["bash", "bash" | "sleep"]), "{busy:?}");
     unmount(&mounts, &volume, "/same").await.unwrap();
     drop(standing);
     vm.bash("while grep -q sleep /proc/[0-9]*/comm; do sleep 0.01; done 2>/dev/null")
