@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import select
 import subprocess
 import sys
 import threading
@@ -241,14 +242,25 @@ def test_the_official_command_line(daemon, client, tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("INSTAVM_")}
     environment |= {"HOME": str(tmp_path), "INSTAVM_API_KEY": daemon.key, "INSTAVM_BASE_URL": daemon.base_url, "NO_COLOR": "1"}
     program = Path(sys.executable).parent / "instavm"
-    shell = subprocess.Popen([program, "pty", vm_id], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    shell.stdin.write(b"echo from-$((1+1)); sleep 1; exit 5\n")
-    shell.stdin.flush()
-    alive = lambda: any(one["alive"] for one in client.pty.list(client.session_id))  # noqa: E731
-    # It stops when its input ends, so that stays open until the program has ended; then it waits for nothing else.
-    eventually(alive)
-    eventually(lambda: not alive())
-    shown, _ = shell.communicate(timeout=SECONDS)
-    assert shell.returncode == 5, shown
-    assert b"from-2" in shown
+    ours, its = os.openpty()
+    shell = subprocess.Popen([program, "pty", vm_id], env=environment, stdin=its, stdout=its, stderr=its)
+    os.close(its)
+    shown = bytearray()
+
+    def read_until(fits):
+        deadline = time.monotonic() + SECONDS
+        while not fits():
+            assert time.monotonic() < deadline, shown
+            if select.select([ours], [], [], 0.1)[0]:
+                try:
+                    shown.extend(os.read(ours, 1 << 16))
+                except OSError:  # the other end is closed
+                    return
+
+    read_until(lambda: b"#" in shown)  # the prompt: from here on keys are passed on
+    os.write(ours, b"echo from-$((1+1)); exit 5\n")
+    read_until(lambda: b"from-2" in shown)
+    read_until(lambda: shell.poll() is not None)
+    os.close(ours)
+    assert shell.wait(SECONDS) == 5, shown
     assert client.pty.list(client.session_id) == []
