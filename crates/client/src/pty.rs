@@ -67,6 +67,7 @@ impl Client {
     ///     match event {
     ///         PtyEvent::Output(bytes) => print!("{}", String::from_utf8_lossy(&bytes)),
     ///         PtyEvent::Exit(code) => assert_eq!(code, 3),
+    ///         _ => {}
     ///     }
     /// }
     /// # Ok(())
