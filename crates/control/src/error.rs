@@ -112,9 +112,10 @@ impl From<NodeError> for Problem {
             | NodeError::NoSuchSnapshot
             | NodeError::NoSuchVolume
             | NodeError::NoSuchPty => Kind::NotFound,
-            NodeError::VmEnded | NodeError::VmExhausted { .. } | NodeError::Busy { .. } => {
-                Kind::Conflict
-            }
+            NodeError::VmEnded
+            | NodeError::VmExhausted { .. }
+            | NodeError::Busy { .. }
+            | NodeError::Connection { .. } => Kind::Conflict,
             NodeError::Build { .. } => Kind::Invalid,
             NodeError::AtCapacity { .. } => Kind::AtCapacity,
             NodeError::File { kind, .. } => match kind {

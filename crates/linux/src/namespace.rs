@@ -19,6 +19,9 @@ pub const LATE_VM_NAMESPACES: libc::c_int = libc::CLONE_NEWNS | libc::CLONE_NEWC
 /// The mount namespace, for [`enter`], [`leave`] and [`kind`].
 pub const MOUNTS: libc::c_int = libc::CLONE_NEWNS;
 
+/// The network namespace, for [`enter`].
+pub const NETWORK: libc::c_int = libc::CLONE_NEWNET;
+
 /// For [`leave`]: root, working directory and file mask, which the threads of a process share.
 pub const ROOT: libc::c_int = libc::CLONE_FS;
 

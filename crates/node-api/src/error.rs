@@ -55,6 +55,14 @@ pub enum NodeError {
         /// One line for the user.
         message: String,
     },
+    /// A connection could not be made, or a port not be listened on, for a reason that lies in the VM or beyond it.
+    #[error("{message}")]
+    Connection {
+        /// The class of the failure: refused, timed out, unreachable, in use …
+        kind: std::io::ErrorKind,
+        /// One line for the user.
+        message: String,
+    },
     /// The caller's stream broke off.
     #[error("the upload broke off")]
     CallerGone,

@@ -4,6 +4,7 @@
 //! that owns the VM. So everything here is plain data, and nothing here knows of HTTP, accounts or rows.
 #![forbid(unsafe_code)]
 
+pub mod connection;
 pub mod egress;
 mod error;
 pub mod execution;
@@ -13,6 +14,7 @@ pub mod snapshot;
 pub mod vm;
 pub mod volume;
 
+pub use connection::{Accept, Connections, Destination, Stream, VmListener, VmStream};
 pub use egress::{BadEntry, Egress, EgressPolicy};
 pub use error::{FileErrorKind, NodeError};
 pub use execution::{ExecuteRequest, Execution, Language};
@@ -32,7 +34,7 @@ use tokio::sync::broadcast;
 /// Every call may be repeated; a VM that does not live here answers [`NodeError::NoSuchVm`]. Dropping the future of
 /// a call cancels it, except [`Node::create`] and [`Node::terminate`], which run to their end or undo.
 #[async_trait]
-pub trait Node: Snapshots + Volumes + Ptys + Egress + Send + Sync + 'static {
+pub trait Node: Snapshots + Volumes + Ptys + Egress + Connections + Send + Sync + 'static {
     /// Makes a VM, from the pool when one fits, and returns when it executes code.
     ///
     /// # Errors

@@ -8,7 +8,7 @@
 //! | `pool` | machines that are ready before anybody asks |
 //! | `create`, `ending` | how a machine becomes a user's VM, and what is left of one |
 //! | `vm`, `book` | the task that owns a VM's life, and what is on record of it |
-//! | `execution`, `file`, `pty`, `resize` | what a VM is asked to do |
+//! | `execution`, `file`, `pty`, `connection`, `resize` | what a VM is asked to do |
 //! | `snapshot`, `build` | saved disks: of VMs, and from images of registries |
 //! | `volume` | disks that outlive VMs, and their mounts |
 //! | `upkeep` | scrubs, and limits that nobody else keeps |
@@ -30,6 +30,7 @@ mod blocking;
 mod book;
 mod build;
 mod config;
+mod connection;
 mod create;
 mod egress;
 mod ending;

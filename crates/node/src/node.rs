@@ -18,7 +18,7 @@ use instavm_node_api::{
 };
 use instavm_runtime::cgroup::{CgroupError, Cgroups};
 use instavm_runtime::disk::{DiskError, DiskOptions, DiskPool};
-use instavm_runtime::driver::{Driver, DriverError, Isolation, NativeDriver};
+use instavm_runtime::driver::{Driver, DriverError, Isolation, NativeDriver, SocketMaker};
 use instavm_runtime::image::ImageError;
 use instavm_runtime::image::oci::{OciError, OciStore};
 use std::collections::{BTreeSet, HashMap};
@@ -97,6 +97,7 @@ pub(crate) struct Inner {
     /// The names of what has its place among the VMs and is not there yet.
     pub(crate) coming: Mutex<BTreeSet<String>>,
     pub(crate) holds: Holds,
+    pub(crate) sockets: SocketMaker,
     pub(crate) oci: OciStore,
     pub(crate) executions: Executions,
     pub(crate) creates: Semaphore,
@@ -146,6 +147,7 @@ impl LocalNode {
             vms: RwLock::default(),
             coming: Mutex::default(),
             holds: Holds::default(),
+            sockets: SocketMaker::default(),
             oci,
             executions,
             creates: Semaphore::new(CREATES),

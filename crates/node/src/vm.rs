@@ -9,7 +9,7 @@ use instavm_agent_api::launch;
 use instavm_node_api::{Ending, IsolationClass, VmId, VmInfo, VmState};
 use instavm_runtime::agent::AgentDoor;
 use instavm_runtime::cgroup::Cgroup;
-use instavm_runtime::driver::Mounts;
+use instavm_runtime::driver::{MachineNetwork, Mounts};
 use lifecycle::{Happening, Lifecycle};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -34,6 +34,8 @@ pub(crate) struct Vm {
     pub(crate) door: AgentDoor,
     pub(crate) cgroup: Cgroup,
     pub(crate) mounts: Mounts,
+    /// The way into its network.
+    pub(crate) network: MachineNetwork,
     /// Held while its disk, its mounts or its limits are changed: one change at a time.
     pub(crate) changing: tokio::sync::Mutex<()>,
     /// Cancelled when the VM begins to end.
@@ -78,6 +80,7 @@ impl Vm {
             door: machine.door.clone(),
             cgroup: machine.cgroup.clone(),
             mounts: machine.process.mounts(),
+            network: machine.process.network(),
             changing: tokio::sync::Mutex::default(),
             over: over.clone(),
             shells: Semaphore::new(SHELLS),

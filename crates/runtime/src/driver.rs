@@ -2,9 +2,11 @@
 
 mod mounts;
 mod native;
+mod sockets;
 
 pub use mounts::{Holder, MountError, Mounted, Mounts};
 pub use native::NativeDriver;
+pub use sockets::{MachineNetwork, SocketMaker};
 
 use crate::Probe;
 use crate::cgroup::Cgroup;
@@ -14,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use tokio::io::unix::AsyncFd;
 
 /// What isolates the machines of a driver.
@@ -130,7 +133,7 @@ pub struct MachineRecord {
 #[derive(Debug)]
 pub struct Machine {
     record: MachineRecord,
-    process: AsyncFd<OwnedFd>,
+    process: AsyncFd<Arc<OwnedFd>>,
 }
 
 impl Machine {
@@ -150,7 +153,7 @@ impl Machine {
             reason = "its successor is unsafe; an OwnedFd keeps its descriptor open as asked"
         )]
         let process =
-            AsyncFd::with_interest(process, tokio::io::Interest::READABLE).map_err(error)?;
+            AsyncFd::with_interest(Arc::new(process), tokio::io::Interest::READABLE).map_err(error)?;
         let record = MachineRecord {
             pid,
             start_ticks: stat.start_ticks,
@@ -168,6 +171,12 @@ impl Machine {
     #[must_use]
     pub fn mounts(&self) -> Mounts {
         Mounts::of(&self.record)
+    }
+
+    /// The way into its network.
+    #[must_use]
+    pub fn network(&self) -> MachineNetwork {
+        MachineNetwork::of(self.process.get_ref().clone())
     }
 
     /// Returns when its first process has ended, and with it the machine.

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod connection;
 mod database;
 mod egress;
 mod hooks;

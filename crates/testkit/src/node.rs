@@ -49,6 +49,8 @@ pub(crate) struct Simulated {
     pub(crate) terminals: Mutex<Vec<Terminal>>,
     pub(crate) keep_disk_as: Mutex<Option<SnapshotId>>,
     pub(crate) egress: Mutex<EgressPolicy>,
+    /// Its ports, and where on the host they really are.
+    pub(crate) ports: Mutex<HashMap<u16, std::net::SocketAddr>>,
     executions: Mutex<HashMap<String, watch::Receiver<Option<Execution>>>>,
     /// Becomes true when it has ended.
     gone: watch::Sender<bool>,
@@ -68,6 +70,7 @@ impl Simulated {
             terminals: Mutex::default(),
             keep_disk_as: Mutex::new(spec.keep_disk_as.clone()),
             egress: Mutex::new(spec.egress.clone().unwrap_or_default()),
+            ports: Mutex::default(),
             spec,
             executions: Mutex::default(),
             gone: watch::Sender::new(false),

@@ -2,6 +2,7 @@
 //! agent's binary in `INSTAVM_AGENT_BINARY`: `make test` provides all of it.
 
 mod build;
+mod connection;
 mod fixture;
 mod registry;
 mod snapshot;
