@@ -28,6 +28,9 @@ SNAPSHOT = (200, {"id": "sn/1", "snapshot_id": "sn/1", "name": "é", "status": "
 VOLUME = (200, {"id": "vol_1", "name": "data", "status": "available", "quota_bytes": 10737418240, "used_bytes": 1536})
 CHECKPOINT = (200, {"id": "ck_1", "name": None, "status": "ready"})
 FILE = (200, {"path": "docs/a.txt", "filename": "a.txt", "size": 6, "content": "aGVsbG8K", "more": 1.0})
+POLICY = {"allow_package_managers": True, "allow_http": False, "allow_https": True, "allowed_domains": ["a.test", "é"], "allowed_cidrs": []}
+EGRESS = (200, POLICY)
+SET = (200, {"status": "ok", **POLICY})
 DELETED = (200, {"status": "deleted", "id": "x"})
 EMPTY = (204, b"")
 REFUSED = (409, {"detail": "in use"})
@@ -257,6 +260,25 @@ CASES = {
     "snapshot rm": (["snapshot", "rm", "sn/1", "-j"], [DELETED]),
     "snapshot delete without an answer": (["snapshot", "delete", "sn", "-j"], [EMPTY]),
     "snapshot rm, 409": (["snapshot", "rm", "sn", "-j"], [REFUSED]),
+    "egress get of a session": (["egress", "get", "--session", "s/1", "-j"], [EGRESS]),
+    "egress get of a VM": (["egress", "get", "--vm", "vm_1", "-j"], [SET]),
+    "egress get by the other name": (["egress", "get", "--vm", "v", "-j"], [(200, {"allow_public_repos": False, "allowed_domains": None, "allowed_cidrs": ["10.0.0.0/8"]})]),
+    "egress get of nothing said": (["egress", "get", "--vm", "v", "-j"], [(200, {})]),
+    "egress get with nothing in it": (["egress", "get", "--vm", "v", "-j"], [(200, {"allow_http": False, "allowed_domains": [], "status": None})]),
+    "egress get, 404": (["egress", "get", "--session", "s", "-j"], [(404, {"detail": "none"})]),
+    "egress get of nobody": (["egress", "get", "-j"], []),
+    "egress get of both": (["egress", "get", "--session", "s", "--vm", "v", "-j"], []),
+    "egress set to nothing": (["egress", "set", "--session", "s-1", "-j"], [SET, EGRESS]),
+    "egress set of everything": (
+        ["egress", "set", "--vm", "vm/1", "--no-allow-package-managers", "--deny-http", "--deny-https", "--domain", "a.test", "--domain=é", "--cidr", "10.0.0.0/8", "-j"],
+        [(200, {"status": "ok"}), EGRESS],
+    ),
+    "egress set, the last word counts": (["egress", "set", "--vm", "v", "--deny-http", "--allow-http", "--allow-https", "--deny-https", "--allow-package-managers", "-j"], [SET, EGRESS]),
+    "egress set refused": (["egress", "set", "--vm", "v", "--domain", "x y", "-j"], [(422, {"detail": "allowed_domains[0]: is no domain"})]),
+    "egress set and lost": (["egress", "set", "--vm", "v", "-j"], [SET, (404, {"detail": "gone"})]),
+    "egress set without an answer": (["egress", "set", "--vm", "v", "-j"], [EMPTY]),
+    "egress set of nobody": (["egress", "set", "-j"], []),
+    "egress": (["egress"], []),
     "volume ls": (["volume", "ls", "-j"], [(200, [VOLUME[1], {"id": "v"}])]),
     "volumes list, refreshed": (["volumes", "list", "--refresh", "-j"], [(200, [])]),
     "volume get": (["volume", "get", "vol/1", "-j"], [VOLUME]),
