@@ -10,10 +10,12 @@ import report
 from build import build
 from command_line import command_line
 from disks import checkpoints, from_one_snapshot, snapshots
+from egress import egress
 from execution import live
 from memory import idle
 from peers import KernelGateway, Runc
 from platform_under_test import Instance
+from terminals import pty
 from sessions import crowd, starts
 from transfer import gigabyte
 
@@ -53,7 +55,7 @@ class Bench:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("only", nargs="*", help="starts, live, crowd, idle, transfer, command-line, snapshots, many, checkpoints, build; all by default, and only then is the report written")
+    parser.add_argument("only", nargs="*", help="starts, live, crowd, idle, transfer, command-line, snapshots, many, checkpoints, build, pty, egress; all by default, and only then is the report written")
     arguments = parser.parse_args()
     began = time.monotonic()
     opened = []
@@ -81,6 +83,8 @@ def main():
         bench.measure("many", from_one_snapshot, cold)
         bench.measure("checkpoints", checkpoints, cold)
         bench.measure("build", build, pool)
+        bench.measure("pty", pty, pool)
+        bench.measure("egress", egress)
         ours = REPOSITORY / "target/release/instavm"
         bench.measure("command-line", command_line, ours if ours.exists() else None, pool.daemon.base_url, pool.daemon.key)
     finally:

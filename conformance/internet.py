@@ -31,15 +31,16 @@ class Addresses:
         name = name.lower().rstrip(".")
         if name == "pypi.org":
             return self.registry
-        if name == "evil.test":
+        if name in ("evil.test", "dns.quad9.net"):
             return self.attacker
         return self.good if name.endswith(".test") else None
 
 
 class Internet:
-    """The namespace, its servers and its certificates, below a directory."""
+    """The namespace, its servers and its certificates, below a directory; on demand with nothing but names."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, only_names=False):
+        self.only_names = only_names
         self.directory = Path(directory)
         self.directory.mkdir(parents=True)
         self.addresses = Addresses(os.getpid() % 250 + 1)
@@ -58,7 +59,7 @@ class Internet:
         for link in ("lo", "eth0"):
             run("ip", "-n", self.name, "link", "set", link, "up")
         certificates(self.directory)
-        command = ["ip", "netns", "exec", self.name, sys.executable, __file__, str(self.directory), there.net]
+        command = ["ip", "netns", "exec", self.name, sys.executable, __file__, str(self.directory), there.net, *(["names"] if self.only_names else [])]
         self.servers = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self.servers.stdout.readline() == b"ready\n"
         return self
@@ -178,14 +179,15 @@ def serve_names(addresses, udp):
         udp.sendto(answer(addresses, packet), sender)
 
 
-def main(directory, net):
+def main(directory, net, only_names=None):
     addresses = Addresses(net.split(".")[2])
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     udp.bind((addresses.dns, 53))
     in_background(serve_names, addresses, udp)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(f"{directory}/cert.pem", f"{directory}/key.pem")
-    for address in (addresses.good, addresses.attacker, addresses.range, addresses.registry):
+    hosts = (addresses.good, addresses.attacker, addresses.range, addresses.registry)
+    for address in () if only_names else hosts:
         in_background(ThreadingHTTPServer((address, 80), Page).serve_forever)
         secure = ThreadingHTTPServer((address, 443), Page)
         secure.socket = context.wrap_socket(secure.socket, server_side=True, do_handshake_on_connect=False)
