@@ -55,6 +55,7 @@ mod settings;
 pub mod snapshot;
 mod space;
 pub mod ssh_key;
+mod tasks;
 pub mod user;
 pub mod vm;
 pub mod volume;

@@ -8,6 +8,7 @@ use crate::execution::answer::Answers;
 use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::snapshot::build::Builds;
+use crate::tasks::Tasks;
 use crate::{Settings, openapi, reconcile, router};
 use axum::Router;
 use instavm_node_api::Node;
@@ -16,7 +17,6 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 /// What a platform is made of.
 pub struct Dependencies {
@@ -66,7 +66,7 @@ pub struct Inner {
     pub(crate) builds: Builds,
     pub(crate) exclusive: Exclusive,
     /// Everything that runs beside requests.
-    pub(crate) tracker: TaskTracker,
+    pub(crate) tracker: Tasks,
     /// Tells it to end.
     pub(crate) stopping: CancellationToken,
     /// The API's document as JSON.
@@ -117,7 +117,7 @@ impl Platform {
                 live: Live::default(),
                 metrics: Metrics::new(),
                 answers: Answers::default(),
-                tracker: TaskTracker::new(),
+                tracker: Tasks::default(),
                 stopping: CancellationToken::new(),
                 document: openapi::document()
                     .to_pretty_json()
