@@ -152,8 +152,8 @@ impl Machine {
             deprecated,
             reason = "its successor is unsafe; an OwnedFd keeps its descriptor open as asked"
         )]
-        let process =
-            AsyncFd::with_interest(Arc::new(process), tokio::io::Interest::READABLE).map_err(error)?;
+        let process = AsyncFd::with_interest(Arc::new(process), tokio::io::Interest::READABLE)
+            .map_err(error)?;
         let record = MachineRecord {
             pid,
             start_ticks: stat.start_ticks,

@@ -19,10 +19,11 @@ const GIB: u64 = 1 << 30;
 /// What a pool cannot be smaller than: one image and a few disks.
 const SMALLEST: u64 = GIB;
 /// What it is made with.
-const START: u64 = 4 * GIB;
-/// Below so many free bytes it grows …
-const HEADROOM: u64 = 3 * GIB;
-/// … by so many.
+const START: u64 = 8 * GIB;
+/// Below so many free bytes it grows. A writer whose pages the host takes in at the speed of memory must not come to the
+/// end before the pool has grown.
+const HEADROOM: u64 = 5 * GIB;
+/// How many bytes more than that are free then.
 const STEP: u64 = 2 * GIB;
 
 /// An opened pool file.
@@ -149,10 +150,11 @@ impl PoolFile {
         if size >= total + MIB {
             return self.use_all();
         }
-        if inside.f_bavail * inside.f_frsize >= HEADROOM {
+        let free = inside.f_bavail * inside.f_frsize;
+        if free >= HEADROOM {
             return Ok(());
         }
-        let step = self.growth()?.min(STEP) / MIB * MIB;
+        let step = self.growth()?.min(HEADROOM + STEP - free) / MIB * MIB;
         // Each step costs a commit: many small ones would slow the pool down just when it fills up.
         if step < 64 * MIB {
             return Ok(());
