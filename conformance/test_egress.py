@@ -1,14 +1,15 @@
 """What VMs may reach: set and shown by the official client, tried from inside against an internet of the tests' own."""
 
+import concurrent.futures
 import json
+import os
 import secrets
 import socket
-import threading
-import time
+from pathlib import Path
 
 import pytest
 from daemon import INSTANCES, eventually
-from internet import Internet
+from internet import Internet, run
 
 from instavm import InstaVMError
 
@@ -17,9 +18,9 @@ pytestmark = pytest.mark.contract
 CLOSED = {"allow_package_managers": False, "allow_http": False, "allow_https": False}
 WIRE = {"allow_public_repos": False, "allow_http": False, "allow_https": False, "allowed_domains": [], "allowed_cidrs": []}
 
-# Runs in the VM: takes a list of attempts, prints for each whether somebody of the outside has answered.
+# Runs in the VM: takes a file of attempts, writes for each whether somebody of the outside has answered. All at once.
 PROBE = r"""
-import json, socket, ssl, sys
+import concurrent.futures, json, os, socket, ssl, struct, sys
 SECONDS = 3
 
 def greeting(to, port):
@@ -47,24 +48,68 @@ def tcp(to, port):
 
 def udp(to, port):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stream:
-        stream.settimeout(0.4)
+        stream.settimeout(SECONDS)
         stream.connect((to, port))
         stream.send(b"hello")
         return stream.recv(16) == b"hello"
 
+def ping(to):
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as stream:
+        stream.settimeout(SECONDS)
+        mark = os.urandom(4)
+        packet = struct.pack(">BBH", 8, 0, 0) + mark
+        total = sum(struct.unpack(">4H", packet))
+        total = (total & 0xFFFF) + (total >> 16)
+        stream.sendto(packet[:2] + struct.pack(">H", ~total & 0xFFFF) + mark, (to, 0))
+        while True:
+            answer, sender = stream.recvfrom(256)
+            if sender[0] == to and answer[20] == 0 and answer[24:28] == mark:
+                return True
+
 def name(name):
     return bool(socket.getaddrinfo(name, 80, socket.AF_INET))
+
+def text(name):
+    question = os.urandom(2) + b"\1\0\0\1\0\0\0\0\0\0"
+    question += b"".join(bytes([len(label)]) + label.encode() for label in name.split(".")) + b"\0\0\x10\0\1"
+    resolver = [line.split()[1] for line in open("/etc/resolv.conf") if line.startswith("nameserver")][0]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stream:
+        stream.settimeout(SECONDS)
+        stream.connect((resolver, 53))
+        stream.send(question)
+        answer = stream.recv(512)
+        return answer[3] & 15 == 0 and answer[7] > 0
 
 def v6():
     with socket.create_connection(("2001:db8::1", 443), SECONDS):
         return True
 
-for kind, *arguments in json.loads(sys.argv[1]):
+def passed(attempt):
     try:
-        passed = globals()[kind](*arguments)
-    except OSError:
-        passed = False
-    print(json.dumps(passed))
+        return globals()[attempt[0]](*attempt[1:])
+    except (OSError, UnicodeError):
+        return False
+
+attempts, result = json.load(open(sys.argv[1])), sys.argv[2]
+# What is looked up first may be reached after.
+order = sorted(range(len(attempts)), key=lambda at: attempts[at][0] != "name")
+lookups = [at for at in order if attempts[at][0] == "name"]
+with concurrent.futures.ThreadPoolExecutor(24) as pool:
+    found = dict(zip(lookups, pool.map(passed, [attempts[at] for at in lookups])))
+    others = [at for at in order if at not in found]
+    found.update(zip(others, pool.map(passed, [attempts[at] for at in others])))
+with open(result + ".draft", "w") as file:
+    json.dump([found[at] for at in range(len(attempts))], file)
+os.rename(result + ".draft", result)
+"""
+
+
+ECHO = """
+import socket
+listener = socket.create_server(("", 8000))
+while True:
+    stream, _ = listener.accept()
+    stream.sendall(stream.recv(16))
 """
 
 
@@ -83,19 +128,24 @@ def place(internet, own_daemon):
     return own_daemon("egress", network_resolvers=f"{internet.addresses.dns}:53", pool_size=2).start()
 
 
+def written(client, path, content):
+    result = client.execute(f"cat > {path} <<'END'\n{content}\nEND", language="bash")
+    assert result["exit_code"] == 0, result
+
+
 def prepared(client, internet):
     """A session with what it needs to try."""
-    for path, content in (("/tmp/ca.pem", internet.authority), ("/tmp/probe.py", PROBE)):
-        result = client.execute(f"cat > {path} <<'END'\n{content}\nEND", language="bash")
-        assert result["exit_code"] == 0, result
+    written(client, "/tmp/ca.pem", internet.authority)
+    written(client, "/tmp/probe.py", PROBE)
     return client
 
 
 def tried(client, attempts, timeout=150):
     """Whether each attempt has got through."""
-    result = client.execute(f"python3 /tmp/probe.py {json.dumps(json.dumps(attempts))}", language="bash", timeout=timeout)
+    written(client, "/tmp/attempts", json.dumps(attempts))
+    result = client.execute("python3 /tmp/probe.py /tmp/attempts /tmp/result && cat /tmp/result", language="bash", timeout=timeout)
     assert result["exit_code"] == 0, result
-    return [json.loads(line) for line in result["stdout"].split()]
+    return json.loads(result["stdout"])
 
 
 def policies(there):
@@ -111,17 +161,22 @@ def policies(there):
     ]
 
 
-def table(there):
+def table(there, neighbour):
     """What is tried, and which columns it passes: nothing, names, a range, HTTP, a mixture, registries, open."""
     good, attacker, inside = there.good, there.attacker, there.range
+    octal = ".".join(f"0{part:o}" for part in socket.inet_aton(good))
     return [
         (["name", "allowed.test"], "-+-++-+"),
         (["name", "ALLOWED.test"], "-+-++-+"),
+        (["name", "allowed.test."], "-+-++-+"),
         (["name", "www.allowed.test"], "-+-++-+"),
         (["name", "a.wild.test"], "-+-++-+"),
         (["name", "pypi.org"], "---++++"),
         (["name", "evil.test"], "---++-+"),
         (["name", "c2VjcmV0.evil.test"], "---++-+"),
+        (["name", "dns.quad9.net"], "------+"),
+        (["text", "allowed.test"], "------+"),
+        (["text", "c2VjcmV0.wild.test"], "------+"),
         (["http", good, "allowed.test"], "-+-++-+"),
         (["http", good, "ALLOWED.test.:80"], "-+-++-+"),
         (["http", good, "a.wild.test"], "-+-+--+"),
@@ -132,6 +187,7 @@ def table(there):
         (["http", good, good], "---+--+"),
         (["http", good, str(int.from_bytes(socket.inet_aton(good), "big"))], "---+--+"),
         (["http", good, "0x" + socket.inet_aton(good).hex()], "---+--+"),
+        (["http", good, octal], "---+--+"),
         (["http", good, f"[::ffff:{good}]"], "---+--+"),
         (["http", good, None], "---+--+"),
         (["http", inside, "evil.test"], "--+++-+"),
@@ -155,64 +211,112 @@ def table(there):
         (["udp", attacker, 443], "------+"),
         (["udp", good, 443], "------+"),
         (["udp", inside, 443], "--+-+-+"),
+        (["ping", attacker], "------+"),
+        (["ping", good], "------+"),
         (["tcp", "169.254.169.254", 80], "-------"),
         (["http", "169.254.169.254", "allowed.test"], "-------"),
         (["tcp", there.host, 22], "-------"),
         (["http", there.host, "allowed.test"], "-------"),
+        (["tcp", neighbour, 8000], "-------"),
         (["v6"], "-------"),
     ]
 
 
-def judged(clients, there, by_name_too=True):
-    """What did not go as the table says."""
-    rows = table(there)
-    wrong, threads = [], []
+def asks_the_daemon(there, column, attempt):
+    """Names, and HTTP and HTTPS where a name decides, are closed while nobody is there to ask."""
+    by_name = {1: ("http", "https"), 4: ("http",), 5: ("http", "https")}.get(column, ())
+    return attempt[0] in ("name", "text") or (attempt[0] in by_name and attempt[1] != there.range)
 
-    def one(column, client):
-        for (attempt, columns), passed in zip(rows, tried(client, [attempt for attempt, _ in rows]), strict=True):
-            expected = columns[column] == "+"
-            needs_daemon = attempt[0] == "name" or (column in (1, 4, 5) and attempt[0] in ("http", "https"))
-            if passed != expected and (by_name_too or passed or not needs_daemon):
-                wrong.append((column, attempt, passed))
 
-    for column, client in enumerate(clients):
-        threads.append(threading.Thread(target=one, args=(column, client)))
-        threads[-1].start()
-    for thread in threads:
-        thread.join()
-    return wrong
+def in_each(clients, work):
+    """Does something in all VMs at once; gives what came of it, in their order."""
+    with concurrent.futures.ThreadPoolExecutor(len(clients)) as pool:
+        return list(pool.map(work, range(len(clients)), clients))
+
+
+def wrongs(rows, column, result, alone=None):
+    """What did not go as the table says; `alone` are the addresses when nobody is there to ask."""
+    for (attempt, columns), passed in zip(rows, result, strict=True):
+        expected = columns[column] == "+" and not (alone and asks_the_daemon(alone, column, attempt))
+        if passed != expected:
+            yield column, attempt, passed
+
+
+def judged(clients, rows):
+    attempts = [attempt for attempt, _ in rows]
+    return [wrong for found in in_each(clients, lambda column, client: list(wrongs(rows, column, tried(client, attempts)))) for wrong in found]
 
 
 def test_every_policy_opens_what_it_says_and_a_restart_changes_nothing(place, internet):
     there = internet.addresses
-    clients = []
-    for policy in policies(there):
+    neighbour = place.client(timeout=280)
+    written(neighbour, "/tmp/echo.py", ECHO)
+    neighbour.execute("setsid python3 /tmp/echo.py >/dev/null 2>&1 </dev/null &", language="bash")
+    own = "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.connect(('198.51.100.1', 9)); print(s.getsockname()[0])"
+    address = neighbour.execute(own, language="python")["stdout"].strip()
+    eventually(lambda: reaches(address, 8000), 30, 0.1, "the neighbour listens, and the host reaches it")
+    rows = table(there, address)
+
+    def begun(_, policy):
         client = prepared(place.client(timeout=280), internet)
         client.set_session_egress(**policy)
-        clients.append(client)
-    assert len(clients) * len(table(there)) >= 200
-    assert judged(clients, there) == []
+        return client
 
-    # While the daemon is down, what was closed stays closed.
-    attempts = [attempt for attempt, _ in table(there) if attempt[0] in ("http", "https", "tcp") and attempt[2] is not None]
-    later = f"sleep 4; python3 /tmp/probe.py {json.dumps(json.dumps(attempts))} > /tmp/draft; mv /tmp/draft /tmp/down"
-    for client in clients:
-        client.execute(f"cat > /tmp/later <<'END'\n{later}\nEND\nsetsid sh /tmp/later >/dev/null 2>&1 </dev/null &", language="bash")
+    clients = in_each(policies(there), begun)
+    assert len(clients) * len(rows) >= 200
+    assert judged(clients, rows) == []
+
+    # While the daemon is down, what was closed stays closed, and what asks nobody goes on. The VMs begin when nobody
+    # answers at their resolver, and show by a process of this length that they are done.
+    length = f"{3600 + os.getpid() % 1000}.{secrets.randbelow(10**6):06}"
+    alone = f"""
+import socket, subprocess, time
+resolver = [line.split()[1] for line in open("/etc/resolv.conf") if line.startswith("nameserver")][0]
+while True:
+    try:
+        socket.create_connection((resolver, 53), 3).close()
+    except OSError:
+        break
+    time.sleep(0.02)
+subprocess.run(["python3", "/tmp/probe.py", "/tmp/attempts", "/tmp/alone"])
+subprocess.run(["sleep", "{length}"])
+"""
+
+    def left(_, client):
+        written(client, "/tmp/alone.py", alone)
+        client.execute("setsid python3 /tmp/alone.py >/dev/null 2>&1 </dev/null &", language="bash")
+
+    in_each(clients, left)
     place.kill9()
-    time.sleep(12)
+    eventually(lambda: len(processes(f"sleep\0{length}")) == len(clients), 60, 0.2, "all VMs have tried")
     place.start(listen=place.base_url.removeprefix("http://"))
-    expected = {json.dumps(attempt): columns for attempt, columns in table(there)}
     for column, client in enumerate(clients):
-        result = eventually(lambda: down(client, len(attempts)), 120, 1, "the attempts while it was down")
-        for attempt, passed in zip(attempts, result, strict=True):
-            assert not (passed and expected[json.dumps(attempt)][column] == "-"), (column, attempt)
-    assert judged(clients, there) == []
+        result = json.loads(client.execute("cat /tmp/alone", language="bash")["stdout"])
+        assert list(wrongs(rows, column, result, alone=there)) == []
+    # Names that were looked up before need no lookup now; then everything is as it was.
+    attempt = ["https", there.good, "allowed.test"]
+    assert tried(clients[1], [attempt]) == [True]
+    assert judged(clients, rows) == []
     place.assert_clean()
 
 
-def down(client, count):
-    lines = client.execute("cat /tmp/down 2>/dev/null || true", language="bash")["stdout"].split()
-    return [json.loads(line) for line in lines] if len(lines) == count else None
+def processes(start):
+    """The processes of this host whose command begins so."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            found += [process] if (process / "cmdline").read_text().startswith(start) else []
+        except OSError:
+            pass
+    return found
+
+
+def reaches(address, port):
+    try:
+        socket.create_connection((address, port), 1).close()
+    except OSError:
+        return False
+    return True
 
 
 def test_the_policy_is_shown_as_it_was_set_for_session_and_vm_alike(client, http):
@@ -314,3 +418,54 @@ print(read, urllib.request.urlopen(upload, timeout=60).read().decode())
 """
     result = client.execute(program, language="python", timeout=200)
     assert result["stdout"].split() == [str(size), str(32 << 20)], result
+
+
+def test_what_was_refused_is_on_record_and_counted(client, http, tenant):
+    client.set_session_egress(**CLOSED)
+    vm_id = client.get_session_status()["vm_id"]
+    path = f"/v1/egress/vm/{vm_id}/refusals"
+    before = refused_by(http, "port"), refused_by(http, "name")
+    code = "import socket\nfor attempt in (lambda: socket.create_connection(('198.51.100.7', 22), 3), lambda: socket.getaddrinfo('evil.test', 1)):\n    try:\n        attempt()\n    except OSError:\n        pass"
+    assert client.execute(code, language="python")["exit_code"] == 0
+
+    def recorded():
+        found = {one["rule"]: one for one in http.get(path).json()["refusals"]}
+        return found if {"port", "name"} <= set(found) else None
+
+    found = eventually(recorded, 10, 0.05, "both refusals are on record")
+    assert (found["port"]["protocol"], found["port"]["address"], found["port"]["port"]) == ("tcp", "198.51.100.7", 22)
+    assert (found["name"]["protocol"], found["name"]["name"].rstrip(".")) == ("dns", "evil.test")
+    assert found["name"]["reason"] and found["name"]["at"].startswith("20")
+    # What the kernel has counted is asked for at most once a second.
+    eventually(lambda: refused_by(http, "port") > before[0] and refused_by(http, "name") > before[1], 10, 0.2, "both are counted")
+    assert tenant.get(path).status_code == 404
+    usage = http.get(f"/v1/sessions/usage/{client.session_id}").json()["network_io"]
+    assert usage["tx_packets"] > 0 and usage["rx_packets"] > 0
+
+
+def refused_by(http, rule):
+    lines = http.get("/metrics").text.splitlines()
+    (count,) = [float(line.split()[-1]) for line in lines if line.startswith(f'instavm_egress_refusals_total{{rule="{rule}"}}')]
+    return count
+
+
+def test_check_names_what_somebody_took_from_the_firewall(own_daemon):
+    daemon = own_daemon("check", pool_size=1).start()
+    client = daemon.client()
+    client.set_session_egress(**CLOSED, allowed_cidrs=["10.0.0.0/8"])
+    vm_id = client.get_session_status()["vm_id"]
+    daemon.assert_clean()
+    (index,) = [record["index"] for record in records(daemon) if vm_id in json.dumps(record["phase"])]
+    slot = json.loads((daemon.data_dir / "instance.json").read_text())["slot"]
+    assert daemon.stop() == 0
+    daemon.assert_clean()
+    run("nft", "delete", "element", "inet", f"instavm{slot}", "limits", f"{{ iv{slot}h{index} }}")
+    done = daemon.command("check")
+    assert done.returncode != 0 and f"iv{slot}h{index} of map limits" in done.stdout + done.stderr, done
+    # A start puts it right.
+    daemon.start()
+    daemon.assert_clean()
+
+
+def records(daemon):
+    return [json.loads(path.read_text()) for path in (daemon.data_dir / "vms").glob("*/vm.json")]

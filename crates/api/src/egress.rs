@@ -45,6 +45,37 @@ pub struct Egress {
     pub allowed_cidrs: Vec<String>,
 }
 
+/// What was refused to a VM.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Refusals {
+    /// The VM.
+    pub vm_id: String,
+    /// The latest, the newest first; at most 100.
+    pub refusals: Vec<Refusal>,
+}
+
+/// Something that a VM wanted and did not get.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Refusal {
+    /// When.
+    pub at: String,
+    /// The rule that refused: `name`, `address`, `nameless`, `malformed`, `question`, `crowd`, `port`, `resolver`,
+    /// `floor`, `host`, `connections`, `flood`, `source` or `ipv6`.
+    pub rule: String,
+    /// What the rule says, in plain words.
+    pub reason: String,
+    /// What the VM wanted: `dns`, `http`, `https`, `tcp`, `udp`, `icmp` or `other`.
+    pub protocol: String,
+    /// The name that it gave.
+    pub name: Option<String>,
+    /// The address that it wanted.
+    pub address: Option<String>,
+    /// The port.
+    pub port: Option<u16>,
+    /// How many refusals went unrecorded before this one, because there were too many.
+    pub unrecorded: u64,
+}
+
 /// A policy that is in force.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct EgressSet {

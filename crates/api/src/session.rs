@@ -112,6 +112,12 @@ pub struct NetworkIo {
     pub tx_bytes: u64,
     /// Both together.
     pub total_bytes: u64,
+    /// Packets received by the VM.
+    #[serde(default)]
+    pub rx_packets: u64,
+    /// Packets sent by the VM.
+    #[serde(default)]
+    pub tx_packets: u64,
 }
 
 /// Which port of a session's VM is asked for.

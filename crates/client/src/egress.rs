@@ -3,11 +3,12 @@
 use crate::call::{Call, Method, path_segment};
 use crate::client::Client;
 use crate::error::{Family, Result};
-use instavm_api::egress::{Egress, EgressSet, SetEgress};
+use instavm_api::egress::{Egress, EgressSet, Refusal, Refusals, SetEgress};
 use instavm_api::vm::EgressPolicy;
 
 const SETTING: &str = "set the egress policy";
 const SHOWING: &str = "get the egress policy";
+const REFUSED: &str = "get what was refused to the VM";
 
 /// All five keys are sent always, so that what is left out is as in [`EgressPolicy`]: allowed, and empty.
 fn body(policy: &EgressPolicy) -> SetEgress {
@@ -58,6 +59,17 @@ impl Client {
     pub async fn vm_egress(&self, vm_id: &str) -> Result<Egress> {
         let path = format!("/v1/egress/vm/{}", path_segment(vm_id)?);
         self.egress(path).await
+    }
+
+    /// What was refused to a VM lately, the newest first.
+    ///
+    /// # Errors
+    /// When the platform refuses.
+    pub async fn vm_refusals(&self, vm_id: &str) -> Result<Vec<Refusal>> {
+        let path = format!("/v1/egress/vm/{}/refusals", path_segment(vm_id)?);
+        let call = Call::new(Method::Get, path).named(REFUSED, Family::Api);
+        let refusals: Refusals = self.fetch(call).await?;
+        Ok(refusals.refusals)
     }
 
     async fn set_egress(&self, path: String, policy: &EgressPolicy) -> Result<EgressSet> {

@@ -97,7 +97,7 @@ pub use volume::{VolumeFiles, VolumePath, Volumes};
 
 pub use instavm_api::api_key::{ApiKey, ApiKeyDeleted, NewApiKey, UpdateApiKey};
 pub use instavm_api::checkpoint::{Checkpoint, CheckpointDeleted};
-pub use instavm_api::egress::{Egress, EgressSet};
+pub use instavm_api::egress::{Egress, EgressSet, Refusal};
 pub use instavm_api::execution::{Execution, ExecutionStarted, ExecutionTask, Language};
 pub use instavm_api::file::Uploaded;
 pub use instavm_api::mount::{Mount, Unmounted};

@@ -12,6 +12,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Upper bounds in seconds, from a hot request to the longest execution.
@@ -43,6 +44,11 @@ struct Outcome {
     outcome: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RefusedBy {
+    rule: String,
+}
+
 /// All figures of the control plane.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -60,6 +66,7 @@ pub(crate) struct Metrics {
     scrub_finished: Gauge,
     scrub_errors: Gauge,
     sessions_in_memory: Gauge,
+    egress_refusals: Family<RefusedBy, Counter>,
 }
 
 impl Metrics {
@@ -79,6 +86,7 @@ impl Metrics {
             scrub_finished: Gauge::default(),
             scrub_errors: Gauge::default(),
             sessions_in_memory: Gauge::default(),
+            egress_refusals: Family::default(),
         };
         metrics.registered()
     }
@@ -145,6 +153,11 @@ impl Metrics {
             "sessions_in_memory",
             "Sessions in memory",
             self.sessions_in_memory.clone(),
+        );
+        registry.register(
+            "egress_refusals",
+            "What was refused to VMs since the node started, by rule: lookups, connections and packets",
+            self.egress_refusals.clone(),
         );
         self
     }
@@ -233,6 +246,10 @@ pub(crate) async fn show(State(platform): State<Platform>) -> Result<Response, P
     metrics
         .sessions_in_memory
         .set(gauge(platform.live.session_count() as u64));
+    for (rule, count) in platform.node.refusal_counts().await {
+        let counter = metrics.egress_refusals.get_or_create(&RefusedBy { rule });
+        counter.inner().store(count, Ordering::Relaxed);
+    }
     let mut text = String::new();
     text::encode(&mut text, &metrics.registry)
         .map_err(|error| Problem::internal("writing the figures", error))?;

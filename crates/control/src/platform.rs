@@ -2,6 +2,7 @@
 
 use crate::api_key::service::Keys;
 use crate::body::Bodies;
+use crate::egress::refusals::Refusals;
 use crate::error::{Chain, Problem};
 use crate::exclusive::Exclusive;
 use crate::execution::answer::Answers;
@@ -65,6 +66,7 @@ pub struct Inner {
     pub(crate) bodies: Bodies,
     pub(crate) builds: Builds,
     pub(crate) exclusive: Exclusive,
+    pub(crate) refusals: Refusals,
     /// Everything that runs beside requests.
     pub(crate) tracker: Tasks,
     /// Tells it to end.
@@ -112,6 +114,7 @@ impl Platform {
                 bodies: Bodies::new(&settings),
                 builds: Builds::new(&settings),
                 exclusive: Exclusive::default(),
+                refusals: Refusals::default(),
                 settings,
                 keys: Keys::default(),
                 live: Live::default(),

@@ -2,6 +2,7 @@
 
 use crate::Platform;
 use crate::clock::Moment;
+use crate::egress::refusals;
 use crate::error::Chain;
 use crate::execution::{rows as execution_rows, service as executions};
 use crate::idempotency;
@@ -36,6 +37,7 @@ const EXPIRY_SLACK: Duration = Duration::from_secs(2);
 pub(crate) async fn start(platform: &Platform) -> Result<(), StoreError> {
     // First of all, so that no ending is missed between the comparison and the following.
     let endings = platform.node.endings();
+    let refusals = platform.node.refusals();
     let changes = user_rows::changes(&platform.database).await?;
     platform.reload_accounts().await?;
     adopt(platform).await?;
@@ -45,6 +47,7 @@ pub(crate) async fn start(platform: &Platform) -> Result<(), StoreError> {
         executions::follow(platform, record);
     }
     spawn(platform, follow_endings(platform.clone(), endings));
+    spawn(platform, refusals::follow(platform.clone(), refusals));
     spawn(platform, tick(platform.clone(), changes));
     Ok(())
 }

@@ -240,6 +240,8 @@ fn node_config(config: &Config, agent: &'static [u8]) -> NodeConfig {
         network_range: config.network_range.0.network(),
         denied_ranges: config.network_denied_ranges.clone(),
         resolvers: (!resolvers.is_empty()).then_some(resolvers),
+        upstream_proxy: config.network_upstream_proxy.clone(),
+        vm_rate_mbit: Some(config.network_vm_rate_mbit).filter(|rate| *rate > 0),
         extra_ca: config.runtime_extra_ca.clone(),
     }
 }

@@ -11,6 +11,8 @@
 
 mod admission;
 mod conntrack;
+#[cfg(test)]
+mod corpus;
 mod egress;
 mod firewall;
 mod link;
@@ -25,12 +27,14 @@ mod resolver;
 mod socket;
 
 pub use conntrack::ConntrackError;
+pub use egress::{Refused, Rule};
 pub use firewall::FirewallError;
 pub use link::{Counters, Link, LinkError};
 pub use netlink::WorkerError;
-pub use network::{Network, NetworkConfig, NetworkError, State, destroy, state};
+pub use network::{Network, NetworkConfig, NetworkError, State, destroy, misfits, state};
 pub use plan::{DEFAULT_RANGE, Plan, Slot, VMS_PER_SLOT};
 pub use policy::{ENTRIES, Policy, PolicyError, PolicyList};
 pub use probe::{Probe, ProbeStatus, probe};
+pub use proxy::{UpstreamProxy, UpstreamProxyError};
 pub use reaper::ReapError;
 pub use socket::SocketError;

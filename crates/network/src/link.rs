@@ -3,9 +3,7 @@
 use crate::netlink::WorkerError;
 use crate::plan::{LINK_PREFIX, Plan, Slot, VM_LINK};
 use futures::TryStreamExt;
-use rtnetlink::packet_route::link::{
-    InfoData, InfoVeth, LinkAttribute, LinkMessage, State, Stats64,
-};
+use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage, State};
 use rtnetlink::packet_route::route::RouteAttribute;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use rustix::io::Errno;
@@ -96,13 +94,17 @@ pub struct Link {
     pub mtu: u32,
 }
 
-/// Bytes that crossed a VM's link since it was made, seen from the VM.
+/// What crossed a VM's link since it was made, seen from the VM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Bytes that the VM received.
     pub rx_bytes: u64,
     /// Bytes that the VM sent.
     pub tx_bytes: u64,
+    /// Packets that the VM received.
+    pub rx_packets: u64,
+    /// Packets that the VM sent.
+    pub tx_packets: u64,
 }
 
 /// Makes the veth pair of a VM: the host's end up with the gateway's address, the other end in the network namespace
@@ -231,12 +233,13 @@ pub(crate) async fn counters(handle: Handle, name: String) -> Result<Counters, L
             LinkAttribute::Stats64(stats) => Some(*stats),
             _ => None,
         });
-    let Stats64 {
-        rx_bytes, tx_bytes, ..
-    } = stats.unwrap_or_default();
+    let host = stats.unwrap_or_default();
+    // What the host's end sends, the VM receives.
     Ok(Counters {
-        rx_bytes: tx_bytes,
-        tx_bytes: rx_bytes,
+        rx_bytes: host.tx_bytes,
+        tx_bytes: host.rx_bytes,
+        rx_packets: host.tx_packets,
+        tx_packets: host.rx_packets,
     })
 }
 

@@ -1,13 +1,13 @@
 //! The network of one instance, as the node sees it.
 
 use crate::conntrack::{self, ConntrackError, Flow};
-use crate::egress::Egress;
-use crate::firewall::{self, Firewall, FirewallError, Limits};
+use crate::egress::{Egress, Refused, Rule};
+use crate::firewall::{self, Firewall, FirewallError, Limits, Listing};
 use crate::link::{self, Counters, Link, LinkError};
 use crate::netlink::{Worker, WorkerError};
 use crate::plan::{DEFAULT_RANGE, Plan, Slot, VMS_PER_SLOT};
 use crate::policy::Policy;
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, UpstreamProxy};
 use crate::reaper::{self, ReapError, Reaper};
 use crate::resolver::Sockets;
 use crate::socket::SocketError;
@@ -15,8 +15,10 @@ use ipnet::{IpNet, Ipv4Net};
 use rustix::io::Errno;
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::broadcast;
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -26,6 +28,8 @@ pub(crate) const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 /// How long a VM's end of a link may take to be up, and how often that is looked at.
 const RAISED_WITHIN: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
+/// How long what the firewall has counted is not asked for again: that starts a program.
+const COUNTED_WITHIN: Duration = Duration::from_secs(1);
 
 /// Why the network cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +44,15 @@ pub enum NetworkError {
         "turning on IPv4 forwarding. FIX: run `sysctl -w net.ipv4.ip_forward=1` on the host, or run the daemon where /proc/sys is writable"
     )]
     Forwarding(#[source] std::io::Error),
+    /// The folder of names cannot be made.
+    #[error("making the folder {} for the names that VMs look up", path.display())]
+    Names {
+        /// The folder.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        source: std::io::Error,
+    },
     /// Links.
     #[error(transparent)]
     Link(#[from] LinkError),
@@ -74,6 +87,12 @@ pub struct NetworkConfig {
     pub denied: Vec<IpNet>,
     /// The resolvers that VMs' questions are passed on to; `None` for those of the host's `/etc/resolv.conf`.
     pub resolvers: Option<Vec<SocketAddr>>,
+    /// The proxy by which connections to ports 80 and 443 leave; `None`: straight.
+    pub upstream: Option<UpstreamProxy>,
+    /// What may cross a VM's link each way, in million bits a second; `None`: as much as it carries.
+    pub rate_mbit: Option<u32>,
+    /// A folder of its own for what VMs' lookups gave, so that it outlasts this process; `None`: it does not.
+    pub names: Option<PathBuf>,
 }
 
 impl NetworkConfig {
@@ -85,6 +104,9 @@ impl NetworkConfig {
             range: DEFAULT_RANGE,
             denied: Vec::new(),
             resolvers: None,
+            upstream: None,
+            rate_mbit: None,
+            names: None,
         }
     }
 }
@@ -96,8 +118,11 @@ pub struct Network {
     worker: Worker,
     reaper: Reaper,
     egress: Arc<Egress>,
-    /// Held while the policy of a VM is changed.
-    changing: tokio::sync::Mutex<()>,
+    firewall: Firewall,
+    /// The table as it was loaded. Held while the policy of a VM is changed.
+    changing: tokio::sync::Mutex<Listing>,
+    /// What the firewall has counted, and when it was asked.
+    counted: tokio::sync::Mutex<Option<(Instant, Vec<(Rule, u64)>)>>,
     mtu: u32,
     stop: CancellationToken,
 }
@@ -134,13 +159,17 @@ impl Network {
             denied,
             resolver_port: sockets.port(),
             proxy_port: proxy.port(),
+            upstream: config.upstream.is_some(),
+            rate_mbit: config.rate_mbit,
         };
         let policies: Vec<(u16, Policy)> = policies.into_iter().collect();
         let limits = policies
             .iter()
             .map(|(index, policy)| (*index, Limits::of(policy)));
         firewall.install(limits).await?;
-        let egress = Arc::new(Egress::new(policies));
+        let loaded = Listing::take(plan.slot()).await?.unwrap_or_default();
+        let egress = Arc::new(gates(policies, config.names)?);
+        tracker.spawn(firewall::listen(plan, egress.clone(), stop.clone()));
         sockets.serve(
             plan,
             egress.clone(),
@@ -148,17 +177,20 @@ impl Network {
             tracker,
             stop.clone(),
         );
-        proxy.serve(plan, egress.clone(), tracker, stop.clone());
+        let upstream = config.upstream;
+        proxy.serve(plan, egress.clone(), upstream, tracker, stop.clone());
         // The reaper's worker ends with the reaper, which outlasts `stop` until its queue is empty.
         let slow = Worker::start(tracker, CancellationToken::new()).await?;
-        forget_absent(plan, &slow).await?;
+        forget_absent(plan, &slow, &egress).await?;
         let reaper = Reaper::start(plan, slow, tracker, stop.clone());
         Ok(Self {
             plan,
             worker,
             reaper,
             egress,
-            changing: tokio::sync::Mutex::default(),
+            firewall,
+            changing: tokio::sync::Mutex::new(loaded),
+            counted: tokio::sync::Mutex::default(),
             mtu,
             stop: guard.disarm(),
         })
@@ -221,6 +253,7 @@ impl Network {
     /// connections goes here.
     pub fn detach(&self, index: u16) {
         if index < VMS_PER_SLOT {
+            self.egress.forget(index);
             self.reaper.add(index);
         }
     }
@@ -265,11 +298,71 @@ impl Network {
         self.egress.policy(index)
     }
 
-    /// How many lookups and connections of a VM resolver and proxy have refused since its link was made or the daemon
-    /// started.
+    /// How many refusals of a VM have been noticed since its link was made or the daemon started: every one of resolver
+    /// and proxy, and of the firewall's those that were told.
     #[must_use]
     pub fn refusals(&self, index: u16) -> u64 {
         self.egress.refusals(index)
+    }
+
+    /// What is refused from now on, at a bounded rate for each VM.
+    #[must_use]
+    pub fn told(&self) -> broadcast::Receiver<Refused> {
+        self.egress.told()
+    }
+
+    /// How often each rule has refused since the daemon started: lookups, connections, and of the firewall packets.
+    pub async fn refusal_counts(&self) -> Result<Vec<(Rule, u64)>, NetworkError> {
+        let mut counts = self.egress.counts();
+        let mut counted = self.counted.lock().await;
+        let packets = match counted.take() {
+            Some((at, packets)) if at.elapsed() < COUNTED_WITHIN => counted.insert((at, packets)),
+            _ => {
+                let packets = firewall::counts(self.plan.slot()).await?;
+                counted.insert((Instant::now(), packets))
+            }
+        };
+        for (rule, packets) in &packets.1 {
+            let known = counts.iter_mut().filter(|(known, _)| known == rule);
+            known.for_each(|(_, count)| *count += packets);
+        }
+        Ok(counts)
+    }
+
+    /// What the kernel has of the firewall and of our sockets that is not as it should be, a line each.
+    pub async fn mismatches(&self) -> Result<Vec<String>, NetworkError> {
+        let loaded = self.changing.lock().await;
+        let mut lines = self.misfits(&loaded).await?;
+        drop(loaded);
+        let ports = [self.firewall.resolver_port, self.firewall.proxy_port];
+        lines.extend(crate::socket::missing(ports[0], ports[1]));
+        Ok(lines)
+    }
+
+    /// Loads the table anew if it is not as it should be; what was wrong. Connections that are open stay open.
+    pub async fn repair(&self) -> Result<Vec<String>, NetworkError> {
+        let mut loaded = self.changing.lock().await;
+        let lines = self.misfits(&loaded).await?;
+        if !lines.is_empty() {
+            self.firewall.install(self.limits()).await?;
+            *loaded = Listing::take(self.plan.slot()).await?.unwrap_or_default();
+        }
+        Ok(lines)
+    }
+
+    async fn misfits(&self, loaded: &Listing) -> Result<Vec<String>, NetworkError> {
+        let Some(now) = Listing::take(self.plan.slot()).await? else {
+            return Ok(vec![missing_table(self.plan.slot())]);
+        };
+        let mut lines = now.differences(loaded);
+        lines.extend(now.misfits(self.plan, &self.limits()));
+        Ok(lines)
+    }
+
+    fn limits(&self) -> Vec<(u16, Limits)> {
+        let policies = self.egress.policies().into_iter();
+        let limits = policies.map(|(index, policy)| (index, Limits::of(&policy)));
+        limits.collect()
     }
 
     /// What crossed a VM's link.
@@ -363,6 +456,46 @@ pub struct State {
     pub links: Vec<u16>,
 }
 
+/// What the firewall of an instance has that does not fit these policies of VMs, a line each, while no daemon runs. Of
+/// other VMs nothing is said.
+pub async fn misfits(
+    slot: Slot,
+    policies: impl IntoIterator<Item = (u16, Policy)>,
+) -> Result<Vec<String>, NetworkError> {
+    let limits = policies
+        .into_iter()
+        .map(|(index, policy)| (index, Limits::of(&policy)));
+    let limits: Vec<(u16, Limits)> = limits.collect();
+    let Some(mut listing) = Listing::take(slot).await? else {
+        return Ok(vec![missing_table(slot)]);
+    };
+    listing.only(slot, |index| limits.iter().any(|(one, _)| *one == index));
+    // Only names of links are asked for, which no range changes.
+    let plan = Plan::new(slot, DEFAULT_RANGE).ok_or(NetworkError::Range(DEFAULT_RANGE))?;
+    Ok(listing.misfits(plan, &limits))
+}
+
+fn missing_table(slot: Slot) -> String {
+    format!("firewall: missing: table inet {}", slot.table())
+}
+
+/// The gates of all VMs. Their names are kept below a folder, which only root reads.
+fn gates(
+    policies: impl IntoIterator<Item = (u16, Policy)>,
+    names: Option<PathBuf>,
+) -> Result<Egress, NetworkError> {
+    use std::os::unix::fs::DirBuilderExt;
+    if let Some(path) = &names {
+        let mut folder = std::fs::DirBuilder::new();
+        let made = folder.recursive(true).mode(0o700).create(path);
+        made.map_err(|source| NetworkError::Names {
+            path: path.clone(),
+            source,
+        })?;
+    }
+    Ok(Egress::new(policies, names.as_deref()))
+}
+
 /// What the kernel holds of an instance, without changing anything.
 pub async fn state(slot: Slot) -> Result<State, NetworkError> {
     let firewall = firewall::installed(slot).await?;
@@ -396,15 +529,19 @@ where
     result
 }
 
-/// Forgets connections of VMs whose links are gone: a daemon that was killed may have missed their end.
-async fn forget_absent(plan: Plan, worker: &Worker) -> Result<(), NetworkError> {
-    worker
+/// Forgets connections and names of VMs whose links are gone: a daemon that was killed may have missed their end.
+async fn forget_absent(plan: Plan, worker: &Worker, egress: &Egress) -> Result<(), NetworkError> {
+    let links = worker
         .run(move |handle| async move {
             let links: BTreeSet<u16> = link::list(handle, plan.slot()).await?.into_iter().collect();
-            reaper::forget(plan, move |index| !links.contains(&index)).await?;
-            Ok::<_, NetworkError>(())
+            let there = links.clone();
+            reaper::forget(plan, move |index| !there.contains(&index)).await?;
+            Ok::<_, NetworkError>(links)
         })
-        .await?
+        .await??;
+    let absent = (0..VMS_PER_SLOT).filter(|index| !links.contains(index));
+    absent.for_each(|index| egress.forget(index));
+    Ok(())
 }
 
 fn enable_forwarding() -> Result<(), NetworkError> {

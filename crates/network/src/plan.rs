@@ -69,6 +69,11 @@ impl Slot {
         (index < VMS_PER_SLOT && self.link_name(index) == name).then_some(index)
     }
 
+    /// The group that the firewall tells what it refuses to.
+    pub(crate) fn log_group(self) -> u16 {
+        0x4900 + self.0
+    }
+
     /// The group that links are put into to be deleted together.
     pub(crate) fn leaving_group(self) -> u32 {
         0x4956_0000 | u32::from(self.0)

@@ -78,6 +78,8 @@ async fn firewall() -> Probe {
         denied: Vec::new(),
         resolver_port: 1,
         proxy_port: 2,
+        upstream: true,
+        rate_mbit: Some(1),
     };
     match table.check().await {
         Ok(()) => Probe::good(name, "nft takes the table"),

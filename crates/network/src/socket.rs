@@ -74,3 +74,30 @@ fn marked(
 fn bind(socket: &Socket, port: u16) -> io::Result<()> {
     socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())
 }
+
+/// Which of the resolver's and the proxy's sockets the kernel does not have, a line each.
+pub(crate) fn missing(resolver: u16, proxy: u16) -> Vec<String> {
+    const LISTENING: &str = "0A";
+    const UNCONNECTED: &str = "07";
+    let wanted = [
+        ("the resolver", "udp", resolver, UNCONNECTED),
+        ("the resolver", "tcp", resolver, LISTENING),
+        ("the proxy", "tcp", proxy, LISTENING),
+    ];
+    let absent = wanted.into_iter().filter(|(_, protocol, port, state)| {
+        // A thread may be in another namespace than the process; what counts is where this one is.
+        let table = std::fs::read_to_string(format!("/proc/thread-self/net/{protocol}"));
+        let local = format!(":{port:04X}");
+        let is_it = |line: &str| {
+            let mut words = line.split_whitespace().skip(1);
+            let (here, there) = (words.next(), words.nth(1));
+            here.is_some_and(|here| here.ends_with(&local)) && there == Some(state)
+        };
+        !table.is_ok_and(|table| table.lines().skip(1).any(is_it))
+    });
+    absent
+        .map(|(who, protocol, port, _)| {
+            format!("listener: {who} has no {protocol} socket at port {port}")
+        })
+        .collect()
+}

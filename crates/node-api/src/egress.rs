@@ -3,6 +3,8 @@
 use crate::{NodeError, VmId};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+use tokio::sync::broadcast;
 
 /// What a VM may reach, beside what no VM ever reaches.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +34,29 @@ impl Default for EgressPolicy {
     }
 }
 
+/// Something that a VM wanted and did not get.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// The VM.
+    pub vm: VmId,
+    /// When, in microseconds since the Unix epoch.
+    pub at_micros: i64,
+    /// The name of the rule that refused: `name`, `address`, `port`, `floor` and others.
+    pub rule: String,
+    /// What the rule says, in plain words.
+    pub reason: String,
+    /// What the VM wanted: `dns`, `http`, `https`, `tcp`, `udp`, `icmp` or `other`.
+    pub protocol: String,
+    /// The name that it gave, as it gave it.
+    pub name: Option<String>,
+    /// The address that it wanted.
+    pub address: Option<IpAddr>,
+    /// The port, where the protocol has one.
+    pub port: Option<u16>,
+    /// How many refusals of this VM went unrecorded before this one.
+    pub unrecorded: u64,
+}
+
 /// An entry of a policy that is none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
@@ -59,4 +84,10 @@ pub trait Egress: Send + Sync {
 
     /// The policy of a VM.
     async fn egress(&self, vm: &VmId) -> Result<EgressPolicy, NodeError>;
+
+    /// What is refused to VMs, as it happens, at a bounded rate for each VM.
+    fn refusals(&self) -> broadcast::Receiver<Refusal>;
+
+    /// How often each rule has refused since the node started, by the rules' names. All are counted.
+    async fn refusal_counts(&self) -> Vec<(String, u64)>;
 }

@@ -15,7 +15,7 @@ pub mod vm;
 pub mod volume;
 
 pub use connection::{Accept, Connections, Destination, Stream, VmListener, VmStream};
-pub use egress::{BadEntry, Egress, EgressPolicy};
+pub use egress::{BadEntry, Egress, EgressPolicy, Refusal};
 pub use error::{FileErrorKind, NodeError};
 pub use execution::{ExecuteRequest, Execution, Language};
 pub use file::{ByteStream, FileContent};

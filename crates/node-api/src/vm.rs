@@ -126,4 +126,10 @@ pub struct Usage {
     pub rx_bytes: u64,
     /// Bytes sent by the VM.
     pub tx_bytes: u64,
+    /// Packets received by the VM.
+    #[serde(default)]
+    pub rx_packets: u64,
+    /// Packets sent by the VM.
+    #[serde(default)]
+    pub tx_packets: u64,
 }

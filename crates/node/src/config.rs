@@ -52,6 +52,10 @@ pub struct NodeConfig {
     pub denied_ranges: Vec<IpNet>,
     /// Resolvers to ask; `None`: the host's.
     pub resolvers: Option<Vec<SocketAddr>>,
+    /// The proxy by which VMs' connections to ports 80 and 443 leave; `None`: straight.
+    pub upstream_proxy: Option<instavm_network::UpstreamProxy>,
+    /// What may cross a VM's link each way, in million bits a second; `None`: as much as it carries.
+    pub vm_rate_mbit: Option<u32>,
     /// Authorities that VMs trust; `None`: those that the host has added locally.
     pub extra_ca: Option<Vec<PathBuf>>,
 }

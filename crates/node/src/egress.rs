@@ -2,14 +2,20 @@
 
 use crate::book::BookError;
 use crate::machine::{MachineError, Workshop, chain};
-use crate::node::LocalNode;
+use crate::node::{Inner, LocalNode};
 use crate::record::{Phase, Record};
+use crate::vm::micros_of;
 use async_trait::async_trait;
-use instavm_network::{Policy, PolicyList};
-use instavm_node_api::{BadEntry, Egress, EgressPolicy, NodeError, VmId};
+use instavm_network::{Policy, PolicyList, Refused};
+use instavm_node_api::{BadEntry, Egress, EgressPolicy, NodeError, Refusal, VmId};
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::broadcast::{self, error::RecvError};
 
 const SETTING: &str = "changing what the VM may reach";
+/// Between two looks at whether the firewall is as it should be.
+const LOOK_AT_FIREWALL: Duration = Duration::from_secs(60);
 
 /// The network's form of a policy.
 pub(crate) fn read(policy: &EgressPolicy) -> Result<Policy, BadEntry> {
@@ -63,6 +69,75 @@ pub(crate) fn recorded(data_dir: &Path) -> Vec<(u16, Policy)> {
         }
     }
     policies
+}
+
+/// The policies of the machines that are neither being made nor ended.
+pub(crate) fn settled(data_dir: &Path) -> Vec<(u16, Policy)> {
+    let folders = Workshop::folders(data_dir).into_iter();
+    let records =
+        folders.filter_map(|name| Record::read(&Workshop::folder_of_all(data_dir).join(name)));
+    let settled = records.filter_map(|record| {
+        let policy = match record.phase {
+            Phase::Pooled => EgressPolicy::default(),
+            Phase::Active(active) => active.spec.egress.unwrap_or_default(),
+            _ => return None,
+        };
+        Some((record.index, read(&policy).ok()?))
+    });
+    settled.collect()
+}
+
+impl Inner {
+    /// Hands on what the network refuses, with the VMs' names. What is refused to machines that no user has is nobody's.
+    pub(crate) async fn hand_on_refusals(self: Arc<Self>) {
+        let mut told = self.workshop.network.told();
+        loop {
+            let refused = match told.recv().await {
+                Ok(refused) => refused,
+                Err(RecvError::Lagged(missed)) => {
+                    tracing::warn!(missed, "refusals went unrecorded");
+                    continue;
+                }
+                Err(RecvError::Closed) => return,
+            };
+            let vms = self.vms();
+            if let Some(vm) = vms.iter().find(|vm| vm.index == refused.vm) {
+                // Nobody may be listening.
+                let _ = self.refusals.send(refusal(vm.id.clone(), refused));
+            }
+        }
+    }
+
+    /// Puts the firewall right when somebody has changed it.
+    pub(crate) async fn keep_firewall(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(LOOK_AT_FIREWALL).await;
+            match self.workshop.network.repair().await {
+                Ok(wrong) if wrong.is_empty() => {}
+                Ok(wrong) => tracing::error!(
+                    ?wrong,
+                    "the firewall was changed by somebody and is loaded anew"
+                ),
+                Err(error) => {
+                    tracing::error!(error = %chain(&error), "the firewall cannot be looked at")
+                }
+            }
+        }
+    }
+}
+
+fn refusal(vm: VmId, refused: Refused) -> Refusal {
+    Refusal {
+        vm,
+        at_micros: micros_of(refused.at),
+        rule: refused.rule.as_str().to_owned(),
+        reason: refused.rule.explained().to_owned(),
+        protocol: refused.protocol.to_owned(),
+        name: refused.name,
+        address: refused.to.map(|to| (*to.ip()).into()),
+        port: refused.to.map(|to| to.port()).filter(|port| *port > 0),
+        unrecorded: refused.untold,
+    }
 }
 
 impl Workshop {
@@ -127,6 +202,23 @@ impl Egress for LocalNode {
             .book
             .look(|active| active.spec.egress.clone())
             .unwrap_or_default())
+    }
+
+    fn refusals(&self) -> broadcast::Receiver<Refusal> {
+        self.inner.refusals.subscribe()
+    }
+
+    async fn refusal_counts(&self) -> Vec<(String, u64)> {
+        match self.inner.workshop.network.refusal_counts().await {
+            Ok(counts) => counts
+                .into_iter()
+                .map(|(rule, count)| (rule.as_str().to_owned(), count))
+                .collect(),
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "refusals cannot be counted");
+                Vec::new()
+            }
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use instavm_network::{Network, NetworkConfig, NetworkError};
 use instavm_node_api::{
     ByteStream, DiskScrub, Ending, ExecuteRequest, Execution, FileContent, IsolationClass, Node,
-    NodeError, NodeStatus, Usage, VmId, VmInfo, VmSpec,
+    NodeError, NodeStatus, Refusal, Usage, VmId, VmInfo, VmSpec,
 };
 use instavm_runtime::cgroup::{CgroupError, Cgroups};
 use instavm_runtime::disk::{DiskError, DiskOptions, DiskPool};
@@ -38,6 +38,10 @@ const OUTPUT_SHARE: u64 = 8;
 const OUTPUT_BUDGET: u64 = 256 << 20;
 /// How many ends of VMs a listener may fall behind.
 const ENDINGS: usize = 4096;
+/// How many refusals.
+const REFUSALS: usize = 1024;
+/// The folder of what VMs' lookups gave, in the data directory.
+const NAMES: &str = "names";
 
 /// Why a node cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -105,6 +109,7 @@ pub(crate) struct Inner {
     /// What the last scrub found.
     pub(crate) scrub: RwLock<Option<DiskScrub>>,
     pub(crate) endings: broadcast::Sender<(VmId, Ending)>,
+    pub(crate) refusals: broadcast::Sender<Refusal>,
     pub(crate) tracker: TaskTracker,
     pub(crate) stop: CancellationToken,
 }
@@ -154,6 +159,7 @@ impl LocalNode {
             burials: Arc::new(Semaphore::new(BURIALS)),
             scrub: RwLock::default(),
             endings: broadcast::Sender::new(ENDINGS),
+            refusals: broadcast::Sender::new(REFUSALS),
             tracker,
             stop,
         });
@@ -193,6 +199,9 @@ fn network_config(config: &NodeConfig, instance: Instance) -> Result<NetworkConf
         range: config.network_range,
         denied: config.denied_ranges.clone(),
         resolvers: config.resolvers.clone(),
+        upstream: config.upstream_proxy.clone(),
+        rate_mbit: config.vm_rate_mbit,
+        names: Some(config.data_dir.join(NAMES)),
     })
 }
 
@@ -291,6 +300,8 @@ impl Inner {
             memory_peak_bytes: accounting.memory_peak_bytes,
             rx_bytes: counters.rx_bytes,
             tx_bytes: counters.tx_bytes,
+            rx_packets: counters.rx_packets,
+            tx_packets: counters.tx_packets,
         })
     }
 
@@ -309,6 +320,10 @@ impl Inner {
         let known: Vec<VmId> = self.vms().iter().map(|vm| vm.id.clone()).collect();
         for id in inventory.vms().iter().filter(|id| !known.contains(id)) {
             lines.push(format!("VM {id}: recorded, but the node does not know it"));
+        }
+        match workshop.network.mismatches().await {
+            Ok(more) => lines.extend(more),
+            Err(error) => lines.push(format!("the firewall cannot be listed: {}", chain(&error))),
         }
         lines
     }
@@ -423,6 +438,8 @@ impl Node for LocalNode {
             cpu_micros: now.cpu_micros.saturating_sub(before.cpu_micros),
             rx_bytes: now.rx_bytes.saturating_sub(before.rx_bytes),
             tx_bytes: now.tx_bytes.saturating_sub(before.tx_bytes),
+            rx_packets: now.rx_packets.saturating_sub(before.rx_packets),
+            tx_packets: now.tx_packets.saturating_sub(before.tx_packets),
             ..now
         })
     }

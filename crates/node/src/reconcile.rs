@@ -1,5 +1,6 @@
 //! Records, disks and the kernel's objects, brought together after a start and compared on demand.
 
+use crate::egress;
 use crate::instance::Instance;
 use crate::machine::{Assembled, MachineError, Workshop, chain};
 use crate::record::{Active, Phase, Record};
@@ -158,6 +159,10 @@ impl Inventory {
             let name = &record.machine;
             if !lives(record) {
                 lines.push(format!("machine {name}: its first process is gone"));
+            } else if !has_network_of_its_own(record) {
+                lines.push(format!(
+                    "machine {name}: it has no network namespace of its own"
+                ));
             }
             if !has(&self.cgroups, name) {
                 lines.push(format!("machine {name}: its cgroup is missing"));
@@ -222,6 +227,20 @@ fn lives(record: &Record) -> bool {
         .is_some_and(|stat| stat.start_ticks == process.start_ticks && stat.state != 'Z')
 }
 
+/// Whether a machine's first process is in another network namespace than this one.
+fn has_network_of_its_own(record: &Record) -> bool {
+    let Some(process) = &record.process else {
+        return false;
+    };
+    let theirs = std::fs::read_link(format!("/proc/{}/ns/net", process.pid));
+    let ours = std::fs::read_link("/proc/self/ns/net");
+    match (theirs, ours) {
+        (Ok(theirs), Ok(ours)) => theirs != ours,
+        // It has just ended.
+        _ => true,
+    }
+}
+
 /// What [`check_offline`] found.
 #[derive(Debug)]
 pub struct OfflineCheck {
@@ -252,10 +271,14 @@ pub async fn check_offline(data_dir: &Path) -> Result<OfflineCheck, MachineError
             volumes: None,
         });
     };
-    let links = match instance.network_slot() {
-        Some(slot) => instavm_network::state(slot).await?.links,
-        None => Vec::new(),
-    };
+    let (mut links, mut misfits) = (Vec::new(), Vec::new());
+    if let Some(slot) = instance.network_slot() {
+        links = instavm_network::state(slot).await?.links;
+        let policies = egress::settled(data_dir);
+        if !policies.is_empty() {
+            misfits = instavm_network::misfits(slot, policies).await?;
+        }
+    }
     let cgroups = Cgroups::find(&instance.name());
     let inventory = Inventory::take(data_dir, cgroups.as_ref(), links)?;
     let there = DiskPool::path_in(data_dir).join("snapshots").is_dir();
@@ -264,8 +287,10 @@ pub async fn check_offline(data_dir: &Path) -> Result<OfflineCheck, MachineError
         let checkpoints = checkpoints.iter().cloned().map(CheckpointId).collect();
         (VolumeId(volume.clone()), checkpoints)
     };
+    let mut mismatches = inventory.mismatches();
+    mismatches.extend(misfits);
     Ok(OfflineCheck {
-        mismatches: inventory.mismatches(),
+        mismatches,
         vms: inventory.vms(),
         mounts: inventory.mounts(),
         snapshots: there.then(|| snapshots.into_iter().map(SnapshotId).collect()),

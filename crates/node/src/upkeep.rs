@@ -1,6 +1,6 @@
 //! What is done for the disks behind: they are read and compared with their checksums now and then; where nobody
 //! enforces their limits (plain folders), they are measured and VMs that are over are ended; images from registries that
-//! nobody uses any more are removed.
+//! nobody uses any more are removed. The firewall is put right when somebody has changed it.
 
 use crate::machine::chain;
 use crate::node::Inner;
@@ -35,6 +35,8 @@ impl Inner {
             self.upkeep(self.clone().keep_limits());
         }
         self.upkeep(self.clone().prune_images());
+        self.upkeep(self.clone().hand_on_refusals());
+        self.upkeep(self.clone().keep_firewall());
     }
 
     fn upkeep(&self, task: impl Future<Output = ()> + Send + 'static) {

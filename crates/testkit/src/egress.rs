@@ -2,7 +2,8 @@
 
 use crate::node::{SimulatedNode, lock};
 use async_trait::async_trait;
-use instavm_node_api::{BadEntry, Egress, EgressPolicy, NodeError, VmId};
+use instavm_node_api::{BadEntry, Egress, EgressPolicy, NodeError, Refusal, VmId};
+use tokio::sync::broadcast;
 
 #[async_trait]
 impl Egress for SimulatedNode {
@@ -31,5 +32,25 @@ impl Egress for SimulatedNode {
 
     async fn egress(&self, vm: &VmId) -> Result<EgressPolicy, NodeError> {
         Ok(lock(&self.find(vm)?.egress).clone())
+    }
+
+    fn refusals(&self) -> broadcast::Receiver<Refusal> {
+        self.refusals.subscribe()
+    }
+
+    async fn refusal_counts(&self) -> Vec<(String, u64)> {
+        lock(&self.refused)
+            .iter()
+            .map(|(rule, count)| (rule.clone(), *count))
+            .collect()
+    }
+}
+
+impl SimulatedNode {
+    /// Refuses something, as if a VM had wanted it.
+    pub fn refuse(&self, refusal: Refusal) {
+        *lock(&self.refused).entry(refusal.rule.clone()).or_default() += 1;
+        // Nobody may be listening.
+        let _ = self.refusals.send(refusal);
     }
 }

@@ -9,10 +9,10 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use instavm_node_api::{
     ByteStream, EgressPolicy, Ending, ExecuteRequest, Execution, FileContent, FileErrorKind,
-    IsolationClass, Mount, Node, NodeError, NodeStatus, SnapshotId, Usage, VmId, VmInfo, VmSpec,
-    VmState,
+    IsolationClass, Mount, Node, NodeError, NodeStatus, Refusal, SnapshotId, Usage, VmId, VmInfo,
+    VmSpec, VmState,
 };
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -33,6 +33,9 @@ pub struct SimulatedNode {
     pub(crate) hooks: Hooks,
     pub(crate) gates: Gates,
     endings: broadcast::Sender<(VmId, Ending)>,
+    pub(crate) refusals: broadcast::Sender<Refusal>,
+    /// How often each rule has refused.
+    pub(crate) refused: Mutex<BTreeMap<String, u64>>,
     capacity: AtomicUsize,
     creations: AtomicUsize,
     tasks: TaskTracker,
@@ -95,6 +98,8 @@ impl Default for SimulatedNode {
             storage: Mutex::default(),
             hooks: Hooks::default(),
             endings: broadcast::channel(ENDINGS).0,
+            refusals: broadcast::channel(ENDINGS).0,
+            refused: Mutex::default(),
             gates: Gates::default(),
             capacity: AtomicUsize::new(usize::MAX),
             creations: AtomicUsize::new(0),
@@ -431,6 +436,8 @@ impl Node for SimulatedNode {
             memory_peak_bytes: 20 << 20,
             rx_bytes: 100,
             tx_bytes: 50,
+            rx_packets: 2,
+            tx_packets: 1,
         })
     }
 

@@ -9,6 +9,7 @@
 //! # }
 //! ```
 
+mod egress;
 mod file;
 mod pty;
 mod snapshot;

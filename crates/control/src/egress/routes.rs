@@ -3,13 +3,14 @@
 use super::service::{self, Place};
 use crate::Platform;
 use crate::body::JsonBody;
+use crate::clock::Moment;
 use crate::error::Problem;
 use crate::extract::{Caller, Id};
 use axum::Json;
 use axum::extract::State;
 use instavm_api::ErrorBody;
 use instavm_api::egress as api;
-use instavm_node_api::EgressPolicy;
+use instavm_node_api::{EgressPolicy, Refusal};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -17,6 +18,7 @@ pub(crate) fn routes() -> OpenApiRouter<Platform> {
     OpenApiRouter::new()
         .routes(routes!(set_of_session, show_of_session))
         .routes(routes!(set_of_vm, show_of_vm))
+        .routes(routes!(refusals_of_vm))
 }
 
 fn record(policy: EgressPolicy) -> api::Egress {
@@ -143,4 +145,42 @@ async fn show_of_vm(
     Id(id): Id,
 ) -> Result<Json<api::Egress>, Problem> {
     show(&platform, caller, Place::Vm(id)).await
+}
+
+fn refusal(refusal: Refusal) -> api::Refusal {
+    api::Refusal {
+        at: Moment(refusal.at_micros).iso(),
+        rule: refusal.rule,
+        reason: refusal.reason,
+        protocol: refusal.protocol,
+        name: refusal.name,
+        address: refusal.address.map(|address| address.to_string()),
+        port: refusal.port,
+        unrecorded: refusal.unrecorded,
+    }
+}
+
+/// What was refused to a VM lately.
+#[utoipa::path(
+    get, path = "/v1/egress/vm/{vm_id}/refusals", tag = "egress", security(("api_key" = [])),
+    description = "What was refused to a VM lately, by its policy or by what no policy opens: the last 100, the newest \
+        first, also of a VM that has ended. Of a VM to which more is refused than about one thing every two seconds some \
+        go unrecorded, and the next record says how many. A restart of the platform forgets them.",
+    params(("vm_id" = String, Path, description = "The VM's id")),
+    responses(
+        (status = 200, description = "The refusals", body = api::Refusals),
+        (status = 401, description = "No valid key", body = ErrorBody),
+        (status = 404, description = "No such VM", body = ErrorBody),
+    ),
+)]
+async fn refusals_of_vm(
+    State(platform): State<Platform>,
+    caller: Caller,
+    Id(id): Id,
+) -> Result<Json<api::Refusals>, Problem> {
+    let refused = service::refusals(&platform, caller.account_id, id.clone()).await?;
+    Ok(Json(api::Refusals {
+        vm_id: id,
+        refusals: refused.into_iter().map(refusal).collect(),
+    }))
 }

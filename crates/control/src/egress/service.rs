@@ -8,7 +8,7 @@ use crate::session::service::{self as sessions, Session};
 use crate::vm::rows as vm_rows;
 use crate::vm::service::{Profile, Vm};
 use instavm_api::egress as api;
-use instavm_node_api::{EgressPolicy, NodeError, VmId};
+use instavm_node_api::{EgressPolicy, NodeError, Refusal, VmId};
 use std::sync::Arc;
 
 /// Where a caller looks for a policy. Both ways lead to the same one.
@@ -85,6 +85,16 @@ pub(crate) async fn policy(
     let (session, _) = find(platform, account_id, place).await?;
     let policy = session.state().profile.origin.egress;
     Ok(policy.unwrap_or_default())
+}
+
+/// What was refused to a VM lately, the newest first.
+pub(crate) async fn refusals(
+    platform: &Platform,
+    account_id: i64,
+    vm_id: String,
+) -> Result<Vec<Refusal>, Problem> {
+    let (_, vm) = find(platform, account_id, &Place::Vm(vm_id)).await?;
+    Ok(vm.map(|vm| platform.refusals.of(&vm)).unwrap_or_default())
 }
 
 /// Replaces the policy of a session and its VM; it is in force when this returns.

@@ -250,6 +250,8 @@ async fn usage(
             rx_bytes: usage.rx_bytes,
             tx_bytes: usage.tx_bytes,
             total_bytes: usage.rx_bytes.saturating_add(usage.tx_bytes),
+            rx_packets: usage.rx_packets,
+            tx_packets: usage.tx_packets,
         },
         uptime_seconds: vm
             .started_at

@@ -1,6 +1,6 @@
 use crate::{eventually, execute, session_of, vm_of};
 use anyhow::{Context, Result};
-use instavm_node_api::{Egress, Ending, Node, VmId};
+use instavm_node_api::{Egress, Ending, Node, Refusal, VmId};
 use instavm_testkit::{Client, DatabaseKind, TestPlatform, on_each_database};
 use serde_json::{Value, json};
 
@@ -10,6 +10,7 @@ on_each_database!(
     the_next_vm_of_a_session_has_it_from_its_first_moment,
     what_the_node_does_not_do_is_not_on_record,
     vms_are_made_with_a_policy,
+    what_was_refused_is_shown_to_the_owner_and_counted,
 );
 
 async fn begin(platform: &TestPlatform) -> Result<(Client, String, String)> {
@@ -121,6 +122,45 @@ async fn the_next_vm_of_a_session_has_it_from_its_first_moment(kind: DatabaseKin
         .post(&format!("/v1/egress/vm/{vm}"), &closed())
         .await?;
     assert_eq!(late.status, 409, "{late:?}");
+    Ok(())
+}
+
+async fn what_was_refused_is_shown_to_the_owner_and_counted(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
+    let (client, _, vm) = begin(&platform).await?;
+    let path = format!("/v1/egress/vm/{vm}/refusals");
+    assert_eq!(client.get(&path).await?.json()["refusals"], json!([]));
+    for (rule, port) in [("name", None), ("port", Some(22))] {
+        platform.node.refuse(Refusal {
+            vm: VmId(vm.clone()),
+            at_micros: 1_000_000,
+            rule: rule.to_owned(),
+            reason: "why".to_owned(),
+            protocol: "tcp".to_owned(),
+            name: Some("a.test".to_owned()),
+            address: Some([198, 51, 100, 7].into()),
+            port,
+            unrecorded: 3,
+        });
+    }
+    eventually(&client, &path, |answer| {
+        answer["refusals"].as_array().map(Vec::len) == Some(2)
+    })
+    .await?;
+    let shown = client.get(&path).await?.json();
+    assert_eq!(
+        shown["refusals"][0],
+        json!({"at": "1970-01-01T00:00:01.000000Z", "rule": "port", "reason": "why", "protocol": "tcp",
+               "name": "a.test", "address": "198.51.100.7", "port": 22, "unrecorded": 3})
+    );
+    let metrics = client.get("/metrics").await?.body;
+    let metrics = String::from_utf8_lossy(&metrics).into_owned();
+    for rule in ["name", "port"] {
+        let line = format!("instavm_egress_refusals_total{{rule=\"{rule}\"}} 1");
+        assert!(metrics.contains(&line), "{metrics}");
+    }
+    let stranger = platform.stranger("other@example.com").await?;
+    assert_eq!(stranger.get(&path).await?.status, 404);
     Ok(())
 }
 

@@ -213,7 +213,7 @@ async fn usage_and_app_url_say_what_there_is(kind: DatabaseKind) -> Result<()> {
     assert_eq!(usage["memory_used"], 10 << 20);
     assert_eq!(
         usage["network_io"],
-        json!({"rx_bytes": 100, "tx_bytes": 50, "total_bytes": 150})
+        json!({"rx_bytes": 100, "tx_bytes": 50, "total_bytes": 150, "rx_packets": 2, "tx_packets": 1})
     );
 
     let url = |query: &str| format!("/v1/sessions/app-url/{id}{query}");

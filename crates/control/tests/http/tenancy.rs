@@ -144,6 +144,7 @@ fn egress_cases(things: &Things) -> Vec<Case> {
         bare("get", by_session, session, NotFound),
         case("post", by_vm, vm, json!({}), NotFound),
         bare("get", by_vm, vm, NotFound),
+        bare("get", "/v1/egress/vm/{vm_id}/refusals", vm, NotFound),
     ]
 }
 

@@ -6,6 +6,7 @@ use crate::config::value::{
     DatabaseUrl, DiskDriverChoice, DriverChoice, ImageSource, KeyValue, ListenAddress, LogFilter,
     LogFormat, VmRange,
 };
+use instavm_network::UpstreamProxy;
 use ipnet::IpNet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -144,6 +145,10 @@ keys! {
         "Ranges that no VM reaches, besides this host, other VMs, link-local and metadata addresses.";
     network_resolvers: Vec<SocketAddr>, "network.resolvers", Some(""),
         "Name servers that VMs' questions go to; empty: those of this host.";
+    network_upstream_proxy: Option<UpstreamProxy>, "network.upstream_proxy", None,
+        "The proxy by which VMs' connections to ports 80 and 443 leave, http://USER:PASSWORD@HOST:PORT or socks5://…; unset: straight.";
+    network_vm_rate_mbit: u32 [0..=100000], "network.vm_rate_mbit", Some("0"),
+        "What may cross a VM's link each way, in million bits a second; 0: as much as it carries.";
     runtime_driver: DriverChoice, "runtime.driver", Some("auto"),
         "What makes VMs; auto takes the strongest that works on this host.";
     runtime_extra_ca: Option<Vec<PathBuf>>, "runtime.extra_ca", None,

@@ -79,6 +79,7 @@ fn all_faults_are_reported_at_once_each_with_its_place() {
         ("INSTAVM_VM_MEMORY_MB", "lots"),
         ("INSTAVM_NETWORK_RANGE", "10.1.2.3/8"),
         ("INSTAVM_PIDS", "3"),
+        ("INSTAVM_NETWORK_UPSTREAM_PROXY", "ftp://user:secret@proxy:21"),
         ("INSTAVM_BOOTSTRAP_API_KEY", "short"),
     ]);
     let faults = load_from(&overrides, Some("nowhere"), env).unwrap_err();
@@ -93,6 +94,7 @@ fn all_faults_are_reported_at_once_each_with_its_place() {
         format!("{path}: limits.vms: must be a whole number, not {{ many = true }} (table)"),
         "INSTAVM_VM_MEMORY_MB: \"lots\" is not a whole number that fits".to_owned(),
         "INSTAVM_NETWORK_RANGE: \"10.1.2.3/8\" has bits set behind its prefix; did you mean 10.0.0.0/8?".to_owned(),
+        "INSTAVM_NETWORK_UPSTREAM_PROXY: the scheme is neither http nor socks5: write it as http://USER:PASSWORD@HOST:PORT or socks5://USER:PASSWORD@HOST:PORT; USER:PASSWORD@ may be left out".to_owned(),
         "INSTAVM_PIDS: no such key; `instavmd serve --help` lists all".to_owned(),
         "INSTAVM_BOOTSTRAP_API_KEY: must be `instavm_sk_` and 16 to 128 letters, digits, '-' and '_' (the value is not shown)".to_owned(),
         "--listen: \"nowhere\" is not an address and port such as 127.0.0.1:8080 or [::1]:8080".to_owned(),

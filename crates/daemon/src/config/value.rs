@@ -1,5 +1,6 @@
 //! The types of configuration values, and how each is read from text and from TOML.
 
+use instavm_network::{UpstreamProxy, UpstreamProxyError};
 use instavm_store::PostgresUrl;
 use ipnet::{IpNet, Ipv4Net};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -160,7 +161,8 @@ word_keys!(
     ImageSource,
     DriverChoice,
     DiskDriverChoice,
-    VmRange
+    VmRange,
+    UpstreamProxy
 );
 
 impl Word for String {
@@ -251,6 +253,17 @@ impl Word for VmRange {
                 "\"{text}\" cannot be VMs': give a /{VM_RANGE_PREFIX} such as 100.64.0.0/14"
             )),
         }
+    }
+}
+
+impl Word for UpstreamProxy {
+    const SHAPE: &'static str = "URL";
+    const LIST_SHAPE: &'static str = "list of URLs";
+
+    fn parse_word(text: &str) -> Result<Self, String> {
+        // It may hold a password, so it is not repeated.
+        text.parse()
+            .map_err(|error: UpstreamProxyError| error.to_string())
     }
 }
 

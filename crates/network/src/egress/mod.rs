@@ -3,28 +3,37 @@
 //! Each VM has a gate: its policy, the addresses that its own lookups gave, and its connections through the proxy. All of
 //! a question is answered under one lock, so a connection is either judged by a new policy or ended by it.
 
+mod journal;
 mod pins;
 mod refusal;
 
-pub(crate) use refusal::Rule;
+pub(crate) use refusal::Wanted;
+pub use refusal::{Refused, Rule};
 
 use crate::plan::VMS_PER_SLOT;
-use crate::policy::{Policy, Way};
+use crate::policy::{Policy, TCP, Way};
+use journal::Journal;
 use pins::Pins;
-use refusal::Refusals;
+use refusal::{Counts, Refusals};
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
 /// The most different names on one connection.
 const NAMES: usize = 16;
+/// How many refusals a listener may fall behind.
+const BEHIND: usize = 1024;
 
 /// What resolver and proxy ask.
 #[derive(Debug)]
 pub(crate) struct Egress {
     gates: Box<[Mutex<Gate>]>,
+    counts: Counts,
+    refused: broadcast::Sender<Refused>,
 }
 
 #[derive(Debug, Default)]
@@ -39,15 +48,43 @@ struct Gate {
 /// A connection through the proxy.
 #[derive(Debug)]
 struct Open {
+    address: Ipv4Addr,
     port: u16,
+    /// None while it passes without a name.
     names: Vec<String>,
     cut: CancellationToken,
 }
 
+impl Open {
+    fn is_allowed(&self, policy: &Policy) -> bool {
+        if self.names.is_empty() {
+            return policy.passes(self.address, TCP, self.port);
+        }
+        self.names
+            .iter()
+            .all(|name| policy.reaches(name, self.port))
+    }
+}
+
 impl Egress {
-    pub(crate) fn new(policies: impl IntoIterator<Item = (u16, Policy)>) -> Self {
-        let gates = (0..VMS_PER_SLOT).map(|_| Mutex::default()).collect();
-        let egress = Self { gates };
+    /// With the policies of VMs that live. What their lookups give is also kept in files in `folder`.
+    pub(crate) fn new(
+        policies: impl IntoIterator<Item = (u16, Policy)>,
+        folder: Option<&Path>,
+    ) -> Self {
+        let gate = |index| {
+            let journal = folder.map(|folder| Journal::new(folder, index));
+            let gate = Gate {
+                pins: journal.map(Pins::open).unwrap_or_default(),
+                ..Gate::default()
+            };
+            Mutex::new(gate)
+        };
+        let egress = Self {
+            gates: (0..VMS_PER_SLOT).map(gate).collect(),
+            counts: Counts::default(),
+            refused: broadcast::Sender::new(BEHIND),
+        };
         for (index, policy) in policies {
             egress.replace(index, Arc::new(policy));
         }
@@ -74,11 +111,7 @@ impl Egress {
     pub(crate) fn cut(&self, index: u16) {
         let gate = self.gate(index);
         for open in gate.open.values() {
-            if !open
-                .names
-                .iter()
-                .all(|name| gate.policy.reaches(name, open.port))
-            {
+            if !open.is_allowed(&gate.policy) {
                 open.cut.cancel();
             }
         }
@@ -87,12 +120,18 @@ impl Egress {
     /// Makes the gate as for a VM that nobody has had: open, without any memory.
     pub(crate) fn renew(&self, index: u16) {
         let mut gate = self.gate(index);
-        let last = gate.last;
-        for open in std::mem::take(&mut *gate).open.into_values() {
+        for open in std::mem::take(&mut gate.open).into_values() {
             open.cut.cancel();
         }
-        // Connections that are still ending must not take a new one's number.
-        gate.last = last;
+        gate.policy = Arc::default();
+        gate.refusals = Refusals::default();
+        gate.pins.clear();
+        // The numbers go on: connections that are still ending must not take a new one's.
+    }
+
+    /// Forgets what the VM's lookups gave: it is gone.
+    pub(crate) fn forget(&self, index: u16) {
+        self.gate(index).pins.clear();
     }
 
     /// Remembers what a lookup of the VM gave.
@@ -110,32 +149,93 @@ impl Egress {
     ) -> Result<Pass, Rule> {
         let mut gate = self.gate(index);
         gate.judge(name, address, port)?;
+        Ok(self.enter(&mut gate, index, (address, port), vec![name.to_owned()]))
+    }
+
+    /// Lets a connection pass to an address that the policy opens by itself.
+    pub(crate) fn admit_unnamed(
+        self: &Arc<Self>,
+        index: u16,
+        address: Ipv4Addr,
+        port: u16,
+    ) -> Result<Pass, Rule> {
+        let mut gate = self.gate(index);
+        gate.policy.judge(address, TCP, port)?;
+        Ok(self.enter(&mut gate, index, (address, port), Vec::new()))
+    }
+
+    fn enter(
+        self: &Arc<Self>,
+        gate: &mut Gate,
+        index: u16,
+        (address, port): (Ipv4Addr, u16),
+        names: Vec<String>,
+    ) -> Pass {
         gate.last += 1;
         let number = gate.last;
         let cut = CancellationToken::new();
         let open = Open {
+            address,
             port,
-            names: vec![name.to_owned()],
+            names,
             cut: cut.clone(),
         };
         gate.open.insert(number, open);
-        Ok(Pass {
+        Pass {
             egress: self.clone(),
             index,
             address,
             port,
             number,
             cut,
-        })
+        }
     }
 
-    /// Counts a refusal, and logs it unless the VM's refusals fill the log.
-    pub(crate) fn refused(&self, index: u16, rule: Rule, what: &str, to: Option<(Ipv4Addr, u16)>) {
-        let mut gate = self.gate(index);
-        gate.refusals.note(index, rule, what, to, Instant::now());
+    /// Counts a refusal of resolver or proxy, and tells it unless too many of the VM's have been told.
+    pub(crate) fn refused(&self, index: u16, rule: Rule, wanted: Wanted<'_>) {
+        self.counts.add(rule);
+        self.tell(index, rule, wanted);
     }
 
-    /// How many connections and lookups of the VM have been refused since it was made or the daemon started.
+    /// Tells a refusal that the kernel has counted.
+    pub(crate) fn tell(&self, index: u16, rule: Rule, wanted: Wanted<'_>) {
+        let told = self
+            .gate(index)
+            .refusals
+            .note(index, rule, wanted, Instant::now());
+        if let Some(refused) = told {
+            tracing::info!(
+                target: "instavm::egress",
+                vm = index,
+                rule = rule.as_str(),
+                protocol = refused.protocol,
+                name = refused.name,
+                to = refused.to.map(tracing::field::display),
+                untold = refused.untold,
+                "refused"
+            );
+            // Nobody may be listening.
+            let _ = self.refused.send(refused);
+        }
+    }
+
+    /// The refusals that are told from now on.
+    pub(crate) fn told(&self) -> broadcast::Receiver<Refused> {
+        self.refused.subscribe()
+    }
+
+    /// How often resolver and proxy have refused by each rule.
+    pub(crate) fn counts(&self) -> Vec<(Rule, u64)> {
+        self.counts.all()
+    }
+
+    /// All policies that are not open.
+    pub(crate) fn policies(&self) -> Vec<(u16, Arc<Policy>)> {
+        let all = (0..VMS_PER_SLOT).map(|index| (index, self.policy(index)));
+        all.filter(|(_, policy)| !policy.is_open()).collect()
+    }
+
+    /// How many refusals of the VM have been noticed since it was made or the daemon started.
     pub(crate) fn refusals(&self, index: u16) -> u64 {
         self.gate(index).refusals.total()
     }
@@ -206,7 +306,7 @@ mod tests {
     }
 
     fn egress(domains: &[&str]) -> Arc<Egress> {
-        Arc::new(Egress::new([(3, only(domains))]))
+        Arc::new(Egress::new([(3, only(domains))], None))
     }
 
     #[test]

@@ -6,12 +6,15 @@ use nftables::expr::{
     Payload, PayloadField, Prefix, RT, RTKey, SetItem, Socket, SocketAttr, TcpOption,
 };
 use nftables::stmt::{
-    CTCount, Counter, JumpTarget, Limit, Mangle, Match, Meter, NAT, Operator, Reject, RejectType,
-    Statement, VerdictMap,
+    CTCount, Counter, JumpTarget, Limit, Log, Mangle, Match, Meter, NAT, Operator, Reject,
+    RejectType, Statement, VerdictMap,
 };
 use nftables::types::RejectCode;
 use std::borrow::Cow;
 use std::net::Ipv4Addr;
+
+/// How much of a packet is handed on: the headers up to the ports.
+const SNAPLEN: u32 = 80;
 
 /// An expression that owns its text.
 pub(super) type Expr = Expression<'static>;
@@ -107,9 +110,9 @@ pub(super) fn any(left: Expr, words: &[&str]) -> Stmt {
     })
 }
 
-pub(super) fn jump(chain: &'static str) -> Stmt {
+pub(super) fn jump(chain: impl Into<Cow<'static, str>>) -> Stmt {
     Statement::Jump(JumpTarget {
-        target: Cow::Borrowed(chain),
+        target: chain.into(),
     })
 }
 
@@ -121,8 +124,18 @@ pub(super) fn by_map(map: &'static str) -> Stmt {
     })
 }
 
-pub(super) fn count() -> Stmt {
-    Statement::Counter(Counter::Anonymous(None))
+/// Counts in the named counter.
+pub(super) fn count(name: &'static str) -> Stmt {
+    Statement::Counter(Counter::Named(Cow::Borrowed(name)))
+}
+
+/// Hands the beginning of the packet to who listens to the group.
+pub(super) fn log(word: &'static str, group: u16) -> Stmt {
+    Statement::Log(Some(Log {
+        prefix: Some(Cow::Borrowed(word)),
+        snaplen: Some(SNAPLEN),
+        ..Log::new(Some(u32::from(group)))
+    }))
 }
 
 pub(super) fn accept() -> Stmt {
@@ -184,6 +197,43 @@ pub(super) fn more_connections_than(name: &'static str, limit: u32) -> Stmt {
         name: Cow::Borrowed(name),
         key: field("ip", "saddr"),
         stmt: Box::new(Statement::CTCount(count)),
+    })
+}
+
+/// Matches up to `rate` packets a minute of each link, and as many at once.
+pub(super) fn at_most_a_minute(name: String, rate: u32) -> Stmt {
+    let limit = Limit {
+        rate,
+        rate_unit: None,
+        per: Some(Cow::Borrowed("minute")),
+        burst: Some(rate),
+        burst_unit: None,
+        inv: None,
+    };
+    Statement::Meter(Meter {
+        name: Cow::Owned(name),
+        key: meta(MetaKey::Iifname),
+        stmt: Box::new(Statement::Limit(limit)),
+    })
+}
+
+/// Matches what goes over a link above `mbit` million bits a second; `key` tells the link.
+pub(super) fn above(name: &'static str, key: MetaKey, mbit: u32) -> Stmt {
+    let kbytes = |number: u32| Some(number).filter(|number| *number > 0).unwrap_or(1);
+    // A tenth of a second at once, and never less than a few of the largest packets that a link carries.
+    let rate = kbytes(mbit.saturating_mul(1_000_000 / 8 / 1024));
+    let limit = Limit {
+        rate,
+        rate_unit: Some(Cow::Borrowed("kbytes")),
+        per: Some(Cow::Borrowed("second")),
+        burst: Some((rate / 10).max(512)),
+        burst_unit: Some(Cow::Borrowed("kbytes")),
+        inv: Some(true),
+    };
+    Statement::Meter(Meter {
+        name: Cow::Borrowed(name),
+        key: meta(key),
+        stmt: Box::new(Statement::Limit(limit)),
     })
 }
 

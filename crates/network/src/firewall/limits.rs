@@ -43,9 +43,9 @@ pub(super) const PROXY_CHAINS: [(&str, &[u32]); 3] = [
 /// What the firewall has of one VM's policy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Limits {
-    limit: Option<&'static str>,
-    proxied: Option<&'static str>,
-    ranges: Vec<Ipv4Net>,
+    pub(super) limit: Option<&'static str>,
+    pub(super) proxied: Option<&'static str>,
+    pub(super) ranges: Vec<Ipv4Net>,
 }
 
 impl Limits {
@@ -90,6 +90,16 @@ impl Limits {
     }
 }
 
+/// The name of the chain of a VM's own ranges.
+pub(super) fn ranges_chain(index: u16) -> String {
+    format!("ranges_{index}")
+}
+
+/// The name of the set of a VM's own ranges.
+pub(super) fn ranges_set(index: u16) -> String {
+    format!("addresses_{index}")
+}
+
 struct Change {
     plan: Plan,
     index: u16,
@@ -125,7 +135,7 @@ impl Change {
 
     /// The VM's own chain and set: made, filled anew, or removed.
     fn ranges(&mut self, old: &[Ipv4Net], new: &[Ipv4Net]) {
-        let chain = format!("ranges_{}", self.index);
+        let chain = ranges_chain(self.index);
         if new.is_empty() {
             self.element(RANGES, Some(&chain), None);
             let (rules, set) = (self.chain(&chain), self.set());
@@ -165,7 +175,7 @@ impl Change {
     }
 
     fn set_name(&self) -> String {
-        format!("addresses_{}", self.index)
+        ranges_set(self.index)
     }
 
     fn set(&self) -> Set<'static> {

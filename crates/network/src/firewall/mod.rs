@@ -13,6 +13,10 @@
 //! | `outbound` | forward | clamps segment sizes, refuses the floor again in case another table has rewritten the destination |
 //! | `inbound` | forward | lets only replies to a VM |
 //! | `translate` | source NAT | masquerades what leaves by a link that is no VM's |
+//! | `rate_in`, `rate_out` | both ends | drop what goes over a link above its rate, where there is one |
+//!
+//! What is refused ends in a chain `refuse_<rule>`, which counts it, hands the beginning of some packets on (see
+//! `report`), and answers or drops.
 //!
 //! The floor stands before address translation, so that no destination NAT of another table opens it. Policies of
 //! single VMs are elements of verdict maps keyed by the link's name: for redirects to the proxy in `redirects`, for the
@@ -23,12 +27,17 @@
 //! one exception is the ports of resolver and proxy: what reaches these marked sockets from elsewhere is dropped. The mark
 //! needs CAP_NET_ADMIN to set, so while the daemon is down nobody else can take a port and serve VMs.
 
+mod audit;
 mod grammar;
 mod limits;
+mod report;
 mod ruleset;
 
+pub(crate) use audit::Listing;
 pub(crate) use limits::Limits;
+pub(crate) use report::listen;
 
+use crate::egress::Rule;
 use crate::plan::{Plan, Slot};
 use ipnet::Ipv4Net;
 use nftables::helper::NftablesError;
@@ -80,6 +89,10 @@ pub(crate) struct Firewall {
     pub(crate) resolver_port: u16,
     /// Where the proxy listens.
     pub(crate) proxy_port: u16,
+    /// Whether the proxy reaches the outside by another one, so that ports 80 and 443 of all VMs lead to it.
+    pub(crate) upstream: bool,
+    /// What may cross a VM's link each way, in million bits a second.
+    pub(crate) rate_mbit: Option<u32>,
 }
 
 impl Firewall {
@@ -134,6 +147,17 @@ pub(crate) async fn installed(slot: Slot) -> Result<bool, FirewallError> {
                 && table.get("name").is_some_and(|name| *name == slot.table())
         })
     }))
+}
+
+/// How many packets each rule of the table has refused since it was loaded.
+pub(crate) async fn counts(slot: Slot) -> Result<Vec<(Rule, u64)>, FirewallError> {
+    let counters = list(&["list", "counters", "table", "inet", &slot.table()]).await?;
+    let one = |object: &serde_json::Value| {
+        let counter = object.get("counter")?;
+        let rule = Rule::of(counter.get("name")?.as_str()?)?;
+        Some((rule, counter.get("packets")?.as_u64()?))
+    };
+    Ok(counters.iter().filter_map(one).collect())
 }
 
 /// Base chains of other tables that drop forwarded packets by default: `table/chain`.

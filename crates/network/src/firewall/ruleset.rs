@@ -1,16 +1,18 @@
 //! The table of an instance, rule by rule.
 
 use super::grammar::{
-    Expr, Stmt, accept, any, by_map, clamp_segment_size, count, ct, drop, equal, faster_than, fib,
-    field, jump, masked, masquerade, meta, more_connections_than, one_of, prefix, prohibit,
-    redirect, reset, socket_mark, text, unequal,
+    Expr, Stmt, above, accept, any, at_most_a_minute, by_map, clamp_segment_size, count, ct, drop,
+    equal, faster_than, fib, field, jump, log, masked, masquerade, meta, more_connections_than,
+    one_of, prefix, prohibit, redirect, reset, socket_mark, text, unequal,
 };
 use super::limits::{LIMIT_CHAINS, LIMITS, PROXIED, PROXY_CHAINS, RANGES};
 use super::{Firewall, SOCKET_MARK, add, delete, table_of};
+use crate::egress::Rule as Reason;
+use crate::policy;
 use ipnet::Ipv4Net;
 use nftables::expr::{Expression, FibFlag, FibResult, MetaKey};
 use nftables::schema::{
-    Chain, Map, NfListObject, NfObject, Rule, Set, SetFlag, SetType, SetTypeValue,
+    Chain, Counter, Map, NfListObject, NfObject, Rule, Set, SetFlag, SetType, SetTypeValue,
 };
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 use std::borrow::Cow;
@@ -30,6 +32,20 @@ const FLOOR: [(Ipv4Addr, u8); 8] = [
 ];
 
 const FLOOR_SET: &str = "floor_addresses";
+const RESOLVER_SET: &str = "resolver_addresses";
+/// Rules that answer, so that programs in the VM fail at once and do not wait.
+const REFUSING: [Reason; 5] = [
+    Reason::Floor,
+    Reason::Host,
+    Reason::Connections,
+    Reason::Port,
+    Reason::Resolver,
+];
+/// Rules that answer nothing.
+const DROPPING: [Reason; 3] = [Reason::Source, Reason::Ipv6, Reason::Flood];
+/// How many packets that one rule refuses of one VM are told of in a minute. All are counted.
+const TOLD: u32 = 20;
+const HTTPS: u32 = 443;
 /// DNS packets a second that one VM may send, and how many at once.
 const DNS_RATE: (u32, u32) = (500, 500);
 const DNS_PORT: u32 = 53;
@@ -42,6 +58,7 @@ const BEFORE_NAT: i32 = -150;
 const DESTINATION_NAT: i32 = -100;
 const BEFORE_FILTERS: i32 = -10;
 const SOURCE_NAT: i32 = 100;
+const AFTER_ALL: i32 = 300;
 
 /// What of a VM's own ranges passes.
 pub(super) fn passes(set: &str) -> Vec<Stmt> {
@@ -60,6 +77,7 @@ pub(super) fn table(firewall: &Firewall) -> Vec<NfObject<'static>> {
     writer.refuse();
     writer.limits();
     writer.source();
+    writer.rate();
     writer.floor();
     writer.redirects();
     writer.input();
@@ -86,8 +104,8 @@ impl<'a> Writer<'a> {
         writer
     }
 
-    /// Programs in the VM are to fail at once and not to wait: TCP gets a reset, because the kernel sends only a few ICMP
-    /// errors a second to one address.
+    /// The ends of what is refused: a chain for each rule that refuses, which counts and tells. TCP gets a reset, because
+    /// the kernel sends only a few ICMP errors a second to one address.
     fn refuse(&mut self) {
         self.chain("refuse");
         self.rule(
@@ -95,6 +113,29 @@ impl<'a> Writer<'a> {
             vec![equal(meta(MetaKey::L4proto), text("tcp")), reset()],
         );
         self.rule("refuse", vec![prohibit()]);
+        for (reasons, end) in [(&REFUSING[..], jump("refuse")), (&DROPPING[..], drop())] {
+            for reason in reasons {
+                self.refusal(*reason, end.clone());
+            }
+        }
+    }
+
+    fn refusal(&mut self, reason: Reason, end: Stmt) {
+        let (chain, word) = (refusal_chain(reason), reason.as_str());
+        let counter = Counter {
+            family: NfFamily::INet,
+            table: self.name(),
+            name: word.into(),
+            handle: None,
+            packets: Some(0),
+            bytes: Some(0),
+        };
+        add(&mut self.objects, NfListObject::Counter(counter));
+        self.chain(chain.clone());
+        let told = at_most_a_minute(format!("told_{word}"), TOLD);
+        let group = self.firewall.plan.slot().log_group();
+        self.rule(chain.clone(), vec![told, log(word, group)]);
+        self.rule(chain, vec![count(word), end]);
     }
 
     fn sets(&mut self) {
@@ -105,11 +146,20 @@ impl<'a> Writer<'a> {
             .chain([self.firewall.plan.range()])
             .chain(self.firewall.denied.iter().map(Ipv4Net::trunc))
             .collect();
-        let elements: Vec<Expr> = Ipv4Net::aggregate(&all).into_iter().map(prefix).collect();
+        self.addresses(FLOOR_SET, &all);
+        let resolvers: Vec<Ipv4Net> = policy::resolvers()
+            .iter()
+            .map(|address| Ipv4Net::from(*address))
+            .collect();
+        self.addresses(RESOLVER_SET, &resolvers);
+    }
+
+    fn addresses(&mut self, name: &'static str, all: &Vec<Ipv4Net>) {
+        let elements: Vec<Expr> = Ipv4Net::aggregate(all).into_iter().map(prefix).collect();
         let set = Set {
             family: NfFamily::INet,
             table: self.name(),
-            name: FLOOR_SET.into(),
+            name: name.into(),
             handle: None,
             set_type: SetTypeValue::Single(SetType::Ipv4Addr),
             policy: None,
@@ -142,9 +192,16 @@ impl<'a> Writer<'a> {
             self.chain(chain);
             self.rule(chain, vec![by_map(RANGES)]);
             for port in ports {
+                if *port == HTTPS {
+                    let resolver = equal(field("ip", "daddr"), text(format!("@{RESOLVER_SET}")));
+                    self.rule(
+                        chain,
+                        vec![tcp_to(HTTPS), resolver, refuse(Reason::Resolver)],
+                    );
+                }
                 self.rule(chain, vec![tcp_to(*port), accept()]);
             }
-            self.rule(chain, vec![count(), refuse()]);
+            self.rule(chain, vec![refuse(Reason::Port)]);
         }
         for (chain, ports) in PROXY_CHAINS {
             self.chain(chain);
@@ -161,20 +218,43 @@ impl<'a> Writer<'a> {
         self.chain("source");
         self.rule(
             "source",
-            vec![unequal(meta(MetaKey::Nfproto), text("ipv4")), drop()],
+            vec![
+                unequal(meta(MetaKey::Nfproto), text("ipv4")),
+                refuse(Reason::Ipv6),
+            ],
         );
         let source = masked(field("ip", "saddr"), mask);
         self.rule(
             "source",
-            vec![unequal(source, text(pattern.to_string())), drop()],
+            vec![
+                unequal(source, text(pattern.to_string())),
+                refuse(Reason::Source),
+            ],
         );
         let way_back = fib(FibResult::Oif, &[FibFlag::Saddr, FibFlag::Iif]);
         self.rule(
             "source",
-            vec![equal(way_back, Expression::Boolean(false)), drop()],
+            vec![
+                equal(way_back, Expression::Boolean(false)),
+                refuse(Reason::Source),
+            ],
         );
         self.hook("guard", NfHook::Prerouting, BEFORE_TRACKING);
         self.rule("guard", vec![self.comes_from_vm(), jump("source")]);
+    }
+
+    /// What goes over a link above its rate is dropped, each way for itself.
+    fn rate(&mut self) {
+        let Some(mbit) = self.firewall.rate_mbit else {
+            return;
+        };
+        let sent = above("rate_sent", MetaKey::Iifname, mbit);
+        self.hook("rate_in", NfHook::Prerouting, BEFORE_TRACKING + 1);
+        self.rule("rate_in", vec![self.comes_from_vm(), sent, drop()]);
+        let received = above("rate_received", MetaKey::Oifname, mbit);
+        let goes_to_vm = equal(meta(MetaKey::Oifname), self.links());
+        self.hook("rate_out", NfHook::Postrouting, AFTER_ALL);
+        self.rule("rate_out", vec![goes_to_vm, received, drop()]);
     }
 
     fn floor(&mut self) {
@@ -191,12 +271,12 @@ impl<'a> Writer<'a> {
             vec![
                 equal(field("udp", "dport"), Expression::Number(DNS_PORT)),
                 faster_than("dns_rate", rate, burst),
-                drop(),
+                refuse(Reason::Flood),
             ],
         );
         self.rule("gateway", vec![dns().0, dns().1, accept()]);
         self.rule("gateway", vec![ping(), accept()]);
-        self.rule("gateway", vec![refuse()]);
+        self.rule("gateway", vec![refuse(Reason::Host)]);
 
         self.chain("floor");
         self.rule("floor", vec![any(ct("state"), &["invalid"]), drop()]);
@@ -206,7 +286,7 @@ impl<'a> Writer<'a> {
             vec![
                 any(ct("state"), &["new"]),
                 more_connections_than("connections", CONNECTIONS),
-                refuse(),
+                refuse(Reason::Connections),
             ],
         );
         self.rule("floor", vec![at_gateway(), jump("gateway")]);
@@ -215,10 +295,10 @@ impl<'a> Writer<'a> {
             "floor",
             vec![
                 equal(fib(FibResult::Type, &[FibFlag::Daddr]), special),
-                refuse(),
+                refuse(Reason::Floor),
             ],
         );
-        self.rule("floor", vec![floor_destination(), refuse()]);
+        self.rule("floor", vec![floor_destination(), refuse(Reason::Floor)]);
         self.hook("before_nat", NfHook::Prerouting, BEFORE_NAT);
         self.rule("before_nat", vec![self.comes_from_vm(), jump("floor")]);
     }
@@ -246,6 +326,14 @@ impl<'a> Writer<'a> {
             ],
         );
         self.rule("redirects", vec![by_map(PROXIED)]);
+        if self.firewall.upstream {
+            // What goes directly otherwise goes by the upstream proxy, except to a VM's own ranges.
+            self.rule("redirects", vec![self.comes_from_vm(), by_map(RANGES)]);
+            for port in [80, HTTPS] {
+                let proxy = redirect(self.firewall.proxy_port);
+                self.rule("redirects", vec![self.comes_from_vm(), tcp_to(port), proxy]);
+            }
+        }
     }
 
     fn input(&mut self) {
@@ -260,7 +348,7 @@ impl<'a> Writer<'a> {
             vec![any(ct("status"), &["dnat"]), ours(), accept()],
         );
         self.rule("to_host", vec![ping(), accept()]);
-        self.rule("to_host", vec![refuse()]);
+        self.rule("to_host", vec![refuse(Reason::Host)]);
         self.hook("input", NfHook::Input, BEFORE_FILTERS);
         self.rule("input", vec![self.comes_from_vm(), jump("to_host")]);
         for port in [self.firewall.resolver_port, self.firewall.proxy_port] {
@@ -278,7 +366,7 @@ impl<'a> Writer<'a> {
         let syn = || any(field("tcp", "flags"), &["syn"]);
         self.chain("outbound");
         self.rule("outbound", vec![syn(), clamp_segment_size()]);
-        self.rule("outbound", vec![floor_destination(), refuse()]);
+        self.rule("outbound", vec![floor_destination(), refuse(Reason::Floor)]);
         self.rule("outbound", vec![by_map(LIMITS)]);
         self.chain("inbound");
         self.rule("inbound", vec![syn(), clamp_segment_size()]);
@@ -325,7 +413,7 @@ impl<'a> Writer<'a> {
         unequal(meta(MetaKey::Iifname), self.links())
     }
 
-    fn chain(&mut self, name: &'static str) {
+    fn chain(&mut self, name: impl Into<Cow<'static, str>>) {
         let chain = Chain {
             family: NfFamily::INet,
             table: self.name(),
@@ -353,7 +441,7 @@ impl<'a> Writer<'a> {
         add(&mut self.objects, NfListObject::Chain(chain));
     }
 
-    fn rule(&mut self, chain: &'static str, statements: Vec<Stmt>) {
+    fn rule(&mut self, chain: impl Into<Cow<'static, str>>, statements: Vec<Stmt>) {
         let rule = Rule {
             family: NfFamily::INet,
             table: self.name(),
@@ -377,8 +465,13 @@ fn tcp_to(port: u32) -> Stmt {
     equal(field("tcp", "dport"), Expression::Number(port))
 }
 
-fn refuse() -> Stmt {
-    jump("refuse")
+fn refuse(reason: Reason) -> Stmt {
+    jump(refusal_chain(reason))
+}
+
+/// The chain that refuses for a reason, counts and tells.
+fn refusal_chain(reason: Reason) -> String {
+    format!("refuse_{}", reason.as_str())
 }
 
 fn ping() -> Stmt {

@@ -3,23 +3,30 @@
 //! A policy is *open*, when all three flags are set, and then nothing but the floor is closed. Else everything is closed
 //! but what the policy names: address ranges, for TCP and UDP at any port; ports 80 and 443 of every host by a flag; and
 //! names, for HTTP and HTTPS. Names are looked up by the VM at its own resolver, which answers only for names that the
-//! policy reaches and remembers the addresses that it gave.
+//! policy reaches and remembers the addresses that it gave. Well-known resolvers that answer by HTTPS are closed under a
+//! policy that is not open, unless its lists name them.
 
 mod host;
+mod known;
 
 pub(crate) use host::Host;
+pub(crate) use known::resolvers;
 
+use crate::egress::Rule;
 use ipnet::{IpNet, Ipv4Net};
+use known::{PUBLIC, RESOLVER_NAMES};
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::LazyLock;
+
+/// Numbers of protocols.
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
+const HTTPS: u16 = 443;
 
 /// The most entries of one list.
 pub const ENTRIES: usize = 1000;
 /// The longest entry.
 const ENTRY: usize = 512;
-/// Well-known registries, one a line.
-const REGISTRIES: &str = include_str!("registries.txt");
 
 /// A list of a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,17 +133,28 @@ impl Policy {
 
     /// Whether the VM may look this name up.
     pub(crate) fn resolves(&self, name: &str) -> bool {
-        self.http || self.https || self.names(name)
+        let by_flag = self.http || self.https;
+        self.is_open() || self.names(name) || (by_flag && !RESOLVER_NAMES.cover(name))
     }
 
     /// Whether packets to this address, protocol and port pass without asking for a name.
     pub(crate) fn passes(&self, address: Ipv4Addr, protocol: u8, port: u16) -> bool {
-        const TCP: u8 = 6;
-        const UDP: u8 = 17;
-        self.is_open()
-            || (matches!(protocol, TCP | UDP)
-                && self.ranges.iter().any(|range| range.contains(&address)))
-            || (protocol == TCP && self.port(port) == Way::Direct)
+        self.judge(address, protocol, port).is_ok()
+    }
+
+    /// As [`Policy::passes`], or the rule that is against it.
+    pub(crate) fn judge(&self, address: Ipv4Addr, protocol: u8, port: u16) -> Result<(), Rule> {
+        let within = || self.ranges.iter().any(|range| range.contains(&address));
+        if self.is_open() || (matches!(protocol, TCP | UDP) && within()) {
+            return Ok(());
+        }
+        if protocol != TCP || self.port(port) != Way::Direct {
+            return Err(Rule::Port);
+        }
+        if port == HTTPS && resolvers().contains(&address) {
+            return Err(Rule::Resolver);
+        }
+        Ok(())
     }
 
     fn names(&self, name: &str) -> bool {
@@ -210,20 +228,6 @@ impl Domains {
         false
     }
 }
-
-/// The public registries.
-static PUBLIC: LazyLock<Domains> = LazyLock::new(|| {
-    let mut public = Domains::default();
-    for line in REGISTRIES.lines().map(str::trim) {
-        if !line.is_empty()
-            && !line.starts_with('#')
-            && let Ok(domain) = Domains::read(line)
-        {
-            public.add(domain);
-        }
-    }
-    public
-});
 
 fn range(entry: &str) -> Result<Option<Ipv4Net>, &'static str> {
     // Leading zeros are octal to some readers: they are refused.
@@ -428,10 +432,7 @@ mod tests {
 
     #[test]
     fn the_file_of_registries_can_be_read_whole() {
-        for line in REGISTRIES
-            .lines()
-            .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        {
+        for line in known::lines(known::REGISTRIES) {
             assert!(Domains::read(line).is_ok(), "{line}");
         }
         for name in [
@@ -450,5 +451,23 @@ mod tests {
         ] {
             assert!(PUBLIC.cover(name), "{name}");
         }
+    }
+
+    #[test]
+    fn resolvers_of_others_are_closed_unless_they_are_named() {
+        for line in known::lines(known::RESOLVERS) {
+            let address = line.parse::<Ipv4Addr>().is_ok();
+            assert!(address || Domains::read(line).is_ok(), "{line}");
+        }
+        let nine = Ipv4Addr::new(9, 9, 9, 9);
+        let web = Policy::new(false, true, true, &[], &[]).unwrap();
+        assert_eq!(web.judge(nine, TCP, 443), Err(Rule::Resolver));
+        assert_eq!(web.judge(nine, TCP, 80), Ok(()));
+        assert!(!web.resolves("dns.quad9.net") && web.resolves("quad9.net"));
+        let named = ["dns.quad9.net".to_owned()];
+        let named = Policy::new(false, true, true, &named, &["9.9.9.9".to_owned()]).unwrap();
+        assert!(named.passes(nine, TCP, 443) && named.resolves("dns.quad9.net"));
+        let open = Policy::default();
+        assert!(open.passes(nine, TCP, 443) && open.resolves("dns.google"));
     }
 }

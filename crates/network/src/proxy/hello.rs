@@ -227,9 +227,37 @@ pub(super) mod tests {
         assert_eq!(read(&huge), Err(Malformed));
     }
 
+    /// The files of the corpus begin with what they are.
+    #[test]
+    fn fuzz_corpus() {
+        for (file, bytes) in crate::corpus::files("hello") {
+            let right = match read(&bytes) {
+                Ok(Hello::Complete(Some(name))) => {
+                    file.starts_with("name-") && name == "allowed.test"
+                }
+                Ok(Hello::Complete(None)) => file.starts_with("none-"),
+                Ok(Hello::Incomplete) => file.starts_with("more-"),
+                Err(Malformed) => file.starts_with("bad-"),
+            };
+            assert!(right, "{file}: {:?}", read(&bytes));
+        }
+    }
+
     proptest! {
         #[test]
-        fn no_bytes_make_reading_panic(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
+        fn fuzz_corpus_changed(bytes in crate::corpus::changed("hello")) {
+            let whole = read(&bytes);
+            // However it comes in pieces, what is said at the end is the same, and nothing else is said before.
+            for end in 0..bytes.len() {
+                let part = read(&bytes[..end]);
+                if let Ok(Hello::Complete(_)) = part {
+                    prop_assert!(part == whole || whole == Err(Malformed));
+                }
+            }
+        }
+
+        #[test]
+        fn fuzz_no_bytes_make_reading_panic(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
             let _ = read(&bytes);
         }
 

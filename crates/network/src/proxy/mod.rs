@@ -5,16 +5,21 @@
 //! address, connects to the address that the client wanted, and then carries bytes both ways without touching them. On
 //! HTTP it goes on reading the client's side, because each request names its host.
 //!
+//! With an upstream proxy all connections to ports 80 and 443 come here, also those that pass without a name.
+//!
 //! Everything is bounded: connections of one VM and of all, the size of what is read for a name, and the time for it.
 
 mod hello;
 mod relay;
 mod request;
+mod upstream;
+
+pub use upstream::{UpstreamProxy, UpstreamProxyError};
 
 use crate::admission::{Admission, Permit};
-use crate::egress::{Egress, Pass, Rule};
+use crate::egress::{Egress, Pass, Rule, Wanted};
 use crate::plan::{Plan, VMS_PER_SLOT};
-use crate::policy::Host;
+use crate::policy::{Host, TCP, Way};
 use crate::socket::{self, SocketError};
 use hello::Hello;
 use request::{Body, Head};
@@ -82,12 +87,14 @@ impl Proxy {
         self,
         plan: Plan,
         egress: Arc<Egress>,
+        upstream: Option<UpstreamProxy>,
         tracker: &TaskTracker,
         stop: CancellationToken,
     ) {
         let service = Service {
             plan,
             egress,
+            upstream: upstream.map(Arc::new),
             port: self.port,
             tracker: tracker.clone(),
             stop,
@@ -100,6 +107,7 @@ impl Proxy {
 struct Service {
     plan: Plan,
     egress: Arc<Egress>,
+    upstream: Option<Arc<UpstreamProxy>>,
     port: u16,
     tracker: TaskTracker,
     stop: CancellationToken,
@@ -124,14 +132,14 @@ async fn accept(service: Service, listener: TcpListener) {
             continue;
         };
         let Some(permit) = admission.enter(vm) else {
-            let end = Some((*to.ip(), to.port()));
-            service.egress.refused(vm, Rule::Crowd, "", end);
+            service.egress.refused(vm, Rule::Crowd, wanted(to, ""));
             continue;
         };
         let client = Client {
             vm,
             to,
             egress: service.egress.clone(),
+            upstream: service.upstream.clone(),
             stream,
             read: Vec::new(),
         };
@@ -158,10 +166,11 @@ impl Service {
 async fn serve(mut client: Client, permit: Permit, stop: CancellationToken) {
     let conversation = async {
         client.tune();
-        let result = if client.to.port() == HTTP {
-            client.http().await
-        } else {
-            client.tls().await
+        let result = match client.way() {
+            Some(Way::Direct) => client.unnamed().await,
+            Some(Way::Closed) => client.closed(),
+            Some(Way::ByName) | None if client.to.port() == HTTP => client.http().await,
+            Some(Way::ByName) | None => client.tls().await,
         };
         if let Err(error) = result {
             tracing::debug!(%error, "a connection of a VM has broken");
@@ -181,6 +190,7 @@ struct Client {
     vm: u16,
     to: SocketAddrV4,
     egress: Arc<Egress>,
+    upstream: Option<Arc<UpstreamProxy>>,
     stream: TcpStream,
     /// What was read and not passed on yet.
     read: Vec<u8>,
@@ -201,9 +211,42 @@ impl Client {
         Ok(result? > 0)
     }
 
-    fn refuse(&self, rule: Rule, what: &str) {
-        let to = Some((*self.to.ip(), self.to.port()));
-        self.egress.refused(self.vm, rule, what, to);
+    fn refuse(&self, rule: Rule, name: &str) {
+        self.egress.refused(self.vm, rule, wanted(self.to, name));
+    }
+
+    /// How the policy lets the connection pass, where everything leads here; else the firewall has said by name.
+    fn way(&self) -> Option<Way> {
+        self.upstream.as_ref()?;
+        let policy = self.egress.policy(self.vm);
+        let (to, port) = (*self.to.ip(), self.to.port());
+        Some(match policy.port(port) {
+            Way::Closed if policy.passes(to, TCP, port) => Way::Direct,
+            way => way,
+        })
+    }
+
+    /// A connection that needs no name.
+    async fn unnamed(&mut self) -> io::Result<()> {
+        let (to, port) = (*self.to.ip(), self.to.port());
+        let pass = match self.egress.admit_unnamed(self.vm, to, port) {
+            Ok(pass) => pass,
+            Err(rule) => return self.reset(rule),
+        };
+        let passing = async {
+            let server = self.connect().await?;
+            relay::exchange(&self.stream, &server).await
+        };
+        until_cut(&pass, passing).await
+    }
+
+    fn closed(&self) -> io::Result<()> {
+        self.reset(Rule::Port)
+    }
+
+    fn reset(&self, rule: Rule) -> io::Result<()> {
+        self.refuse(rule, "");
+        Err(io::ErrorKind::PermissionDenied.into())
     }
 
     /// Asks whether a name may pass, in the spelling that it was given.
@@ -214,9 +257,10 @@ impl Client {
     }
 
     async fn connect(&self) -> io::Result<TcpStream> {
-        let connecting = TcpStream::connect(SocketAddr::V4(self.to));
-        let server = timeout(CONNECT, connecting).await??;
+        let connecting = upstream::connect(self.upstream.as_deref(), self.to);
+        let (server, said) = timeout(CONNECT, connecting).await??;
         keep_alive(&server);
+        relay::write(&self.stream, &said).await?;
         Ok(server)
     }
 
@@ -315,6 +359,7 @@ impl Client {
             egress,
             stream,
             read,
+            ..
         } = self;
         let mut questions = Questions {
             client: stream,
@@ -325,8 +370,8 @@ impl Client {
         let asking = async {
             match questions.pass_on(first).await? {
                 Ok(()) => relay::end(server),
-                Err((rule, what)) => {
-                    egress.refused(*vm, rule, &what, Some((*to.ip(), to.port())));
+                Err((rule, name)) => {
+                    egress.refused(*vm, rule, wanted(*to, &name));
                     Err(io::ErrorKind::PermissionDenied.into())
                 }
             }
@@ -476,6 +521,15 @@ impl Questions<'_> {
         self.read
             .truncate(start + result.as_ref().map_or(0, |count| *count));
         Ok(result? > 0)
+    }
+}
+
+/// What a connection wants, for the record of refusals.
+fn wanted(to: SocketAddrV4, name: &str) -> Wanted<'_> {
+    Wanted {
+        protocol: if to.port() == HTTP { "http" } else { "https" },
+        name: Some(name),
+        to: Some((*to.ip(), to.port())),
     }
 }
 

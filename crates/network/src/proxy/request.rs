@@ -416,9 +416,53 @@ mod tests {
         assert!(!whole(other).websocket);
     }
 
+    /// The files of the corpus begin with what they are.
+    #[test]
+    fn fuzz_corpus() {
+        for (file, bytes) in crate::corpus::files("request") {
+            let right = match head(&bytes) {
+                Ok(Some(Head {
+                    host: Some(host), ..
+                })) => file.starts_with("name-") && host == "allowed.test",
+                Ok(Some(_)) => file.starts_with("none-"),
+                Ok(None) => file.starts_with("more-"),
+                Err(Malformed) => file.starts_with("bad-"),
+            };
+            assert!(right, "{file}: {:?}", head(&bytes));
+        }
+    }
+
     proptest! {
         #[test]
-        fn no_bytes_make_reading_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+        fn fuzz_corpus_changed(bytes in crate::corpus::changed("request"), piece in 1usize..40) {
+            if let Ok(Some(head)) = head(&bytes) {
+                prop_assert!(head.length <= bytes.len());
+                // A body passes the same way in any pieces.
+                let rest = &bytes[head.length..];
+                let whole = head.body.clone().pass(rest);
+                let (mut body, mut passed) = (head.body, 0);
+                for part in rest.chunks(piece) {
+                    match body.pass(part) {
+                        Ok((count, over)) => {
+                            passed += count;
+                            if over {
+                                break;
+                            }
+                        }
+                        Err(Malformed) => {
+                            prop_assert_eq!(whole, Err(Malformed));
+                            return Ok(());
+                        }
+                    }
+                }
+                if let Ok((count, _)) = whole {
+                    prop_assert_eq!(passed, count);
+                }
+            }
+        }
+
+        #[test]
+        fn fuzz_no_bytes_make_reading_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
             let _ = head(&bytes);
             let _ = Body::chunked().pass(&bytes);
         }

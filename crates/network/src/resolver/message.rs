@@ -244,4 +244,30 @@ mod tests {
             }
         }
     }
+
+    /// The files of the corpus begin with what they are.
+    #[test]
+    fn fuzz_corpus() {
+        for (file, bytes) in crate::corpus::files("dns") {
+            let right = match Question::read(&bytes) {
+                Ok(_) => file.starts_with("question-"),
+                Err(Refusal::Reply(_)) => file.starts_with("refused-"),
+                Err(Refusal::Silence) => file.starts_with("silent-"),
+            };
+            assert!(right, "{file}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn fuzz_corpus_changed(bytes in crate::corpus::changed("dns")) {
+            if let Ok(question) = Question::read(&bytes) {
+                for transport in [Transport::Udp, Transport::Tcp] {
+                    let reply = question.reply(answer(3), transport);
+                    let reply = reply.map(|reply| Message::from_vec(&reply));
+                    proptest::prop_assert!(reply.is_none_or(|reply| reply.is_ok()));
+                }
+            }
+        }
+    }
 }

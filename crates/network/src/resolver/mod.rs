@@ -16,7 +16,7 @@ mod upstream;
 pub(crate) use upstream::{SYSTEM, system_servers};
 
 use crate::admission::{Admission, Permit};
-use crate::egress::{Egress, Rule};
+use crate::egress::{Egress, Rule, Wanted};
 use crate::plan::{Plan, VMS_PER_SLOT};
 use crate::policy::Host;
 use crate::socket::{self, SocketError};
@@ -178,7 +178,12 @@ impl Service {
         }
         let refuse = |rule| {
             let name = question.query.name().to_ascii();
-            self.egress.refused(vm, rule, &name, None);
+            let wanted = Wanted {
+                protocol: "dns",
+                name: Some(&name),
+                to: None,
+            };
+            self.egress.refused(vm, rule, wanted);
             Err(Answer::empty(ResponseCode::Refused))
         };
         if !name.is_some_and(|name| policy.resolves(name)) {

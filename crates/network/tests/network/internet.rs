@@ -18,6 +18,9 @@ pub const RANGE: Ipv4Addr = Ipv4Addr::new(198, 18, 5, 1);
 /// What `pypi.org` resolves to.
 pub const REGISTRY: Ipv4Addr = Ipv4Addr::new(198, 18, 6, 1);
 
+/// A well-known resolver of others.
+pub const RESOLVER: Ipv4Addr = Ipv4Addr::new(9, 9, 9, 9);
+
 const TCP: [u16; 6] = [22, 53, 80, 443, 853, 8443];
 const UDP: [u16; 3] = [53, 443, 9999];
 /// What every server says.
@@ -39,7 +42,7 @@ impl Arrived {
 /// Puts the hosts on line. Each answers whatever comes to it.
 pub async fn build(world: &World) -> Arrived {
     let arrived = Arrived::default();
-    for host in [GOOD, ATTACKER, RANGE, REGISTRY] {
+    for host in [GOOD, ATTACKER, RANGE, REGISTRY, RESOLVER] {
         world
             .outside
             .shell(format!("ip addr add {host}/32 dev lo"))

@@ -10,9 +10,13 @@
 mod dns;
 mod egress;
 mod internet;
+mod kept;
 mod lifecycle;
 mod place;
 mod policy;
 mod proxy;
+mod rate;
+mod refusals;
 mod server;
+mod upstream;
 mod world;

@@ -1,6 +1,6 @@
 //! Policies, against every kind of destination.
 
-use crate::internet::{self, ATTACKER, GOOD, RANGE, REGISTRY, Try};
+use crate::internet::{self, ATTACKER, GOOD, RANGE, REGISTRY, RESOLVER, Try};
 use crate::place::shell;
 use crate::server;
 use crate::world::{HOST, Instance, Vm, World, on_a_host};
@@ -86,7 +86,10 @@ fn names() -> Vec<Row> {
         go("DNS elsewhere by TCP", None, Try::tcp(ATTACKER, 53), "--------+"),
         go("DNS in the range", None, Try::Udp(RANGE, 53), "--+----++"),
         go("DNS over TLS", None, Try::tcp(ATTACKER, 853), "--------+"),
-        go("DNS over HTTPS", None, Try::tls(ATTACKER, Some("doh.evil.test")), "----+-+++"),
+        go("HTTPS elsewhere", None, Try::tls(ATTACKER, Some("doh.evil.test")), "----+-+++"),
+        go("DNS over HTTPS", None, Try::tls(RESOLVER, Some("dns.quad9.net")), "--------+"),
+        go("it without a name", None, Try::tls(RESOLVER, None), "--------+"),
+        lookup("a resolver's name", "dns.quad9.net.", A, "--------+"),
     ]
 }
 

@@ -298,3 +298,114 @@ fn clients_that_say_nothing_take_only_their_own_places() {
         assert!(instance.network.refusals(0) > 0);
     });
 }
+
+#[test]
+fn what_has_no_end_or_no_sense_ends_soon() {
+    on_a_host(|world| async move {
+        let arrived = internet::build(&world).await;
+        let instance = Instance::open(41).await;
+        let vm = vm_with(&instance, 0, &["allowed.test"]).await;
+        let gateway = SocketAddr::from((vm.link.gateway, 53));
+        let answers = vm
+            .place
+            .run(move || {
+                // What is sent, how often, and to which port.
+                let hello = greeting(Some("allowed.test"));
+                let endless: [(u16, Vec<u8>, Vec<u8>); 6] = [
+                    (
+                        80,
+                        b"GET / HTTP/1.1\r\nHost: allowed.test\r\nX: ".to_vec(),
+                        vec![b'x'; 1 << 16],
+                    ),
+                    (
+                        80,
+                        b"GET / HTTP/1.1\r\nHost: allowed.test\r\n".to_vec(),
+                        b"X: y\r\n".repeat(1 << 13),
+                    ),
+                    (80, b"GET /".to_vec(), vec![b'x'; 1 << 16]),
+                    (443, hello[..20].to_vec(), vec![0; 1 << 16]),
+                    (
+                        443,
+                        vec![],
+                        [&[22, 3, 1, 0, 1][..], &[1]].concat().repeat(1 << 14),
+                    ),
+                    (443, vec![], vec![0xff; 1 << 16]),
+                ];
+                endless.map(|(port, start, part)| {
+                    let mut stream = patient((GOOD, port).into());
+                    stream.write_all(&start).unwrap();
+                    let mut sent = 0;
+                    while sent < 10 << 20 && stream.write_all(&part).is_ok() {
+                        sent += part.len();
+                    }
+                    drain(&mut stream).0
+                })
+            })
+            .await;
+        for (answer, begins) in answers
+            .iter()
+            .zip([&b"HTTP/1.1 400 "[..]; 3].iter().chain(&[&[21, 3][..]; 3]))
+        {
+            assert!(
+                answer.is_empty() || answer.starts_with(begins),
+                "{answer:?}"
+            );
+        }
+        assert!(!arrived.contains("xxxx") && !arrived.contains("X: y"));
+        // Packets that are no questions are answered as such or not at all, and those that are go on.
+        vm.place
+            .run(move || {
+                let socket = server::udp("0.0.0.0:0");
+                for size in 0..400 {
+                    let packet: Vec<u8> = (0..size).map(|at| (at * 31 + size) as u8).collect();
+                    let _ = socket.send_to(&packet, gateway);
+                    // So many at once are answered in any case.
+                    if size % 16 == 0 {
+                        let asking = server::udp("0.0.0.0:0");
+                        let question = server::query("allowed.test.");
+                        asking.send_to(&question, gateway).unwrap();
+                        asking.recv(&mut [0; 512]).unwrap();
+                    }
+                }
+                for cut in 1..30 {
+                    let question = server::query("allowed.test.");
+                    let _ =
+                        socket.send_to(&question[..question.len().saturating_sub(cut)], gateway);
+                }
+            })
+            .await;
+        vm.resolve("allowed.test.").await.unwrap();
+        assert!(
+            Try::tls(GOOD, Some("allowed.test"))
+                .reaches(&vm.place)
+                .await
+        );
+        assert!(instance.network.refusals(0) >= 6);
+    });
+}
+
+#[test]
+fn a_client_that_drips_its_greeting_is_not_waited_for() {
+    on_a_host(|world| async move {
+        internet::build(&world).await;
+        let instance = Instance::open(41).await;
+        let vm = vm_with(&instance, 0, &["allowed.test"]).await;
+        let ends = vm.place.run(move || {
+            let hello = greeting(Some("allowed.test"));
+            let started = std::time::Instant::now();
+            let mut stream = patient((GOOD, 443).into());
+            // A byte each half second would take half a minute.
+            stream
+                .set_read_timeout(Some(std::time::Duration::from_millis(500)))
+                .unwrap();
+            for byte in hello {
+                if stream.write_all(&[byte]).is_err() || matches!(stream.read(&mut [0; 16]), Ok(_))
+                {
+                    return started.elapsed();
+                }
+            }
+            started.elapsed()
+        });
+        assert!(ends.await.as_secs() < 20);
+    });
+}

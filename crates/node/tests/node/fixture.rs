@@ -84,6 +84,8 @@ pub(crate) fn config(data_dir: &Path) -> NodeConfig {
         network_range: "100.64.0.0".parse().unwrap(),
         denied_ranges: Vec::new(),
         resolvers: None,
+        upstream_proxy: None,
+        vm_rate_mbit: None,
         extra_ca: None,
     }
 }
