@@ -124,7 +124,8 @@ struct QgroupLimit {
 struct FileSystemInfo {
     max_id: u64,
     devices: u64,
-    unused: [u64; 126],
+    id: [u8; 16],
+    unused: [u64; 124],
 }
 
 #[repr(C)]
@@ -442,13 +443,7 @@ fn quota_tree_item(root: impl AsFd, kind: u32, id: u64) -> io::Result<Vec<u8>> {
 /// `EINPROGRESS` while another scrub runs; the system's.
 pub fn scrub(path: &Path) -> io::Result<Vec<ScrubProgress>> {
     let root = directory(path)?;
-    let mut info = FileSystemInfo {
-        max_id: 0,
-        devices: 0,
-        unused: [0; 126],
-    };
-    // SAFETY: this code takes a btrfs_ioctl_fs_info_args.
-    unsafe { ioctl(&root, FS_INFO, &mut info)? };
+    let info = file_system_info(&root)?;
     let mut found = Vec::new();
     for device in 1..=info.max_id {
         let mut arguments = ScrubArguments {
@@ -470,6 +465,45 @@ pub fn scrub(path: &Path) -> io::Result<Vec<ScrubProgress>> {
         }
     }
     Ok(found)
+}
+
+fn file_system_info(root: &OwnedFd) -> io::Result<FileSystemInfo> {
+    let mut info = FileSystemInfo {
+        max_id: 0,
+        devices: 0,
+        id: [0; 16],
+        unused: [0; 124],
+    };
+    // SAFETY: this code takes a btrfs_ioctl_fs_info_args.
+    unsafe { ioctl(root, FS_INFO, &mut info)? };
+    Ok(info)
+}
+
+/// Bytes that a file system has promised to what is written and not on its way to the disk yet. Those that `statfs` calls
+/// free are among them.
+///
+/// # Errors
+/// The system's; `ENOENT` where the kernel's own description of the file system cannot be seen.
+pub fn promised_bytes(path: &Path) -> io::Result<u64> {
+    let id = file_system_info(&directory(path)?)?.id;
+    let mut name = String::with_capacity(36);
+    for (index, byte) in id.iter().enumerate() {
+        if matches!(index, 4 | 6 | 8 | 10) {
+            name.push('-');
+        }
+        name.push_str(&format!("{byte:02x}"));
+    }
+    // Without a place on the disk, and with one that the file system's trees do not name yet.
+    let mut promised: u64 = 0;
+    for what in ["bytes_may_use", "bytes_reserved"] {
+        let file = format!("/sys/fs/btrfs/{name}/allocation/data/{what}");
+        let bytes: u64 = std::fs::read_to_string(file)?
+            .trim()
+            .parse()
+            .map_err(io::Error::other)?;
+        promised = promised.saturating_add(bytes);
+    }
+    Ok(promised)
 }
 
 /// Makes a file system on one device as large as the device has become.

@@ -37,7 +37,7 @@ pub use volume_file::{VolumeEntry, VolumeFileError, VolumeFiles, VolumeWriter};
 
 use error::{check_name, disk, named, pool};
 use instavm_linux::{btrfs as ioctl, mount};
-use pool_file::{Host, PoolFile};
+use pool_file::{Host, PoolFile, free_bytes};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak, mpsc};
@@ -267,7 +267,7 @@ impl DiskPool {
             Ok(PoolSpace {
                 used_bytes: total_bytes.saturating_sub(inside.f_bfree * inside.f_frsize),
                 total_bytes: total_bytes + growth,
-                free_bytes: inside.f_bavail * inside.f_frsize + growth,
+                free_bytes: free_bytes(root, &inside) + growth,
             })
         };
         measure().map_err(disk("measure", root))

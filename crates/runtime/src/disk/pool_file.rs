@@ -150,7 +150,7 @@ impl PoolFile {
         if size >= total + MIB {
             return self.use_all();
         }
-        let free = inside.f_bavail * inside.f_frsize;
+        let free = free_bytes(&self.root, &inside);
         if free >= HEADROOM {
             return Ok(());
         }
@@ -176,6 +176,14 @@ impl PoolFile {
         let point = mounted.ok_or_else(|| io::Error::other("the pool is not mounted"))?;
         Ok(point.source.into())
     }
+}
+
+/// What can still be written to the file system of a pool. What programs have written and the kernel still holds in memory is not free,
+/// though `statfs` counts it so: many gigabytes, where memory is plenty.
+pub(super) fn free_bytes(root: &Path, space: &rustix::fs::StatVfs) -> u64 {
+    // Other file systems do not say.
+    let promised = btrfs::promised_bytes(root).unwrap_or(0);
+    (space.f_bavail * space.f_frsize).saturating_sub(promised)
 }
 
 fn make_file_system(file: &Path, size: u64, fix: &'static str) -> Result<(), DiskError> {

@@ -93,6 +93,24 @@ fn a_pool_grows_when_it_is_needed_and_not_beyond_its_size() {
     assert_eq!(fs::metadata(&file).unwrap().len(), GIB + 256 * MIB);
 }
 
+#[test]
+fn what_is_written_but_not_on_the_disk_yet_is_not_free() {
+    let world = World::new(DiskDriver::Btrfs);
+    let disk = world.pool.create("m1", &world.image(), GIB).unwrap();
+    world.pool.flush("m1").unwrap();
+    let free = || world.pool.space().unwrap().free_bytes;
+    let before = free();
+    // The kernel may bring it to the disk at any time, so either way it must not be free.
+    fs::write(disk.join("fresh"), noise(256 * MIB)).unwrap();
+    let fresh = before - free();
+    world.pool.flush("m1").unwrap();
+    let settled = before - free();
+    assert!(
+        fresh >= 256 * MIB && settled >= 256 * MIB,
+        "{fresh} {settled}"
+    );
+}
+
 /// A small file system in memory, as a host's disk.
 struct Host(std::path::PathBuf);
 
