@@ -59,9 +59,24 @@ pub(crate) fn seconds(micros: i64) -> f64 {
     Duration::from_micros(u64::try_from(micros).unwrap_or(0)).as_secs_f64()
 }
 
+/// Whole microseconds in milliseconds, with the fewest digits: a text of it that is read is the same number.
+pub(crate) fn milliseconds(micros: i64) -> f64 {
+    f64::from(u32::try_from(micros).unwrap_or(u32::MAX)) / 1_000.0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn milliseconds_are_the_same_when_they_are_read_again() {
+        assert_eq!(milliseconds(15_575).to_string(), "15.575");
+        for micros in 0..50_000 {
+            let number = milliseconds(micros);
+            let text = serde_json::to_string(&number).unwrap_or_default();
+            assert_eq!(serde_json::from_str::<f64>(&text).ok(), Some(number));
+        }
+    }
 
     #[test]
     fn moments_are_written_so_that_their_texts_sort() {

@@ -14,15 +14,20 @@ use tokio::time::Instant;
 
 /// How long the snapshot of clones is needed at most.
 const HIDDEN_LIMIT: Duration = Duration::from_secs(3_600);
+const NOT_KEPT: &str = "the VM's disk was not kept: the node has no such snapshot";
 
 /// At the start: takes up what was under way, and compares.
 pub(crate) async fn start(platform: &Platform) -> Result<(), StoreError> {
     for snapshot in rows::everything(&platform.database).await? {
         match snapshot.status {
             Status::Building => build::start(platform, with_log(platform, snapshot).await?).await,
-            Status::Creating => follow(platform, snapshot.id),
+            // The VM's end may still be on its way.
+            Status::Creating if vm_rows::is_kept(&platform.database, &snapshot.id).await? => {
+                follow(platform, snapshot.id);
+            }
             // Clones that were being made are not made any more.
             _ if snapshot.is_hidden => service::drop_hidden(platform, &snapshot).await,
+            Status::Creating => cut_off(platform, snapshot.id).await,
             _ => {}
         }
     }
@@ -113,7 +118,8 @@ async fn arrive(platform: &Platform, id: &SnapshotId) {
     let _guard = platform.exclusive.hold(&id.0).await;
     let deadline = Instant::now() + platform.settings.keep_patience;
     loop {
-        match arrived(platform, id, Instant::now() >= deadline).await {
+        let gone = (Instant::now() >= deadline).then_some(NOT_KEPT);
+        match arrived(platform, id, gone).await {
             Ok(true) => return,
             Ok(false) => {}
             Err(problem) => {
@@ -124,8 +130,25 @@ async fn arrive(platform: &Platform, id: &SnapshotId) {
     }
 }
 
-/// Looks whether the node has a snapshot, and completes its row; whether it is complete.
-async fn arrived(platform: &Platform, id: &SnapshotId, is_last: bool) -> Result<bool, Problem> {
+/// Settles a snapshot that was being taken when the platform stopped: nobody takes it any more.
+async fn cut_off(platform: &Platform, id: SnapshotId) {
+    let guard = platform.exclusive.hold(&id.0).await;
+    let why = "the platform stopped while it was taken: take it again";
+    let settled = arrived(platform, &id, Some(why)).await;
+    drop(guard);
+    if let Err(problem) = settled {
+        tracing::warn!(snapshot = %id, error = %Chain(&problem), "a snapshot is not on record yet");
+        follow(platform, id);
+    }
+}
+
+/// Looks whether the node has a snapshot, and completes its row; whether it is complete. What is not there has failed when
+/// it will not come any more, with the reason given.
+async fn arrived(
+    platform: &Platform,
+    id: &SnapshotId,
+    gone: Option<&str>,
+) -> Result<bool, Problem> {
     let Some(snapshot) = rows::any(&platform.database, &id.0).await? else {
         return Ok(true);
     };
@@ -134,10 +157,10 @@ async fn arrived(platform: &Platform, id: &SnapshotId, is_last: bool) -> Result<
     }
     let settled = match platform.node.snapshot_size(id).await {
         Ok(size) => snapshot.ready(size),
-        Err(NodeError::NoSuchSnapshot) if is_last => {
-            snapshot.failed("the VM's disk was not kept: the node has no such snapshot")
-        }
-        Err(NodeError::NoSuchSnapshot) => return Ok(false),
+        Err(NodeError::NoSuchSnapshot) => match gone {
+            Some(why) => snapshot.failed(why),
+            None => return Ok(false),
+        },
         Err(error) => return Err(error.into()),
     };
     rows::update(&platform.database, &settled).await?;
@@ -147,7 +170,7 @@ async fn arrived(platform: &Platform, id: &SnapshotId, is_last: bool) -> Result<
 /// Completes the row of a snapshot that a VM's disk was kept as, at once if the node has it already.
 pub(crate) async fn kept(platform: &Platform, id: &SnapshotId) {
     let guard = platform.exclusive.hold(&id.0).await;
-    let complete = arrived(platform, id, false).await;
+    let complete = arrived(platform, id, None).await;
     drop(guard);
     if !matches!(complete, Ok(true)) {
         follow(platform, id.clone());

@@ -4,7 +4,7 @@ use super::service::{self, Kind, Snapshot};
 use crate::Platform;
 use crate::body::JsonBody;
 use crate::bounds;
-use crate::clock::seconds;
+use crate::clock::milliseconds;
 use crate::error::{Kind as Failure, Problem};
 use crate::extract::{Caller, Id, QueryOf};
 use crate::idempotency::{Attempt, Repeatable, once};
@@ -45,9 +45,7 @@ fn record(snapshot: Snapshot, account_id: i64, with_log: bool) -> api::Snapshot 
         log: Some(snapshot.log).filter(|_| is_own && with_log),
         last_error: snapshot.last_error,
         size_bytes: snapshot.size_bytes,
-        pause_ms: snapshot
-            .pause_micros
-            .map(|micros| seconds(micros) * 1_000.0),
+        pause_ms: snapshot.pause_micros.map(milliseconds),
         config: api::SnapshotConfig {
             env: if is_own {
                 config.env

@@ -129,6 +129,17 @@ pub(crate) async fn kept(database: &Database) -> Result<HashSet<SnapshotId>, Sto
         .collect()
 }
 
+/// Whether the disk of a VM, ended or not, is to be kept as this snapshot.
+pub(crate) async fn is_kept(database: &Database, id: &SnapshotId) -> Result<bool, StoreError> {
+    let found = database
+        .fetch_optional(
+            "SELECT id FROM vms WHERE keep_as = $1",
+            vec![id.0.as_str().into()],
+        )
+        .await?;
+    Ok(found.is_some())
+}
+
 /// Records that a VM runs, unless its end is on record already.
 pub(crate) async fn activate(database: &Database, vm: &Vm) -> Result<(), StoreError> {
     let mut transaction = database.begin().await?;

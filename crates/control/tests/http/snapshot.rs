@@ -18,6 +18,7 @@ on_each_database!(
     taking_may_be_slow_and_may_fail,
     disks_are_kept_however_a_vm_ends,
     disks_that_ended_while_the_platform_was_away_are_on_record,
+    what_was_cut_off_is_settled_at_the_next_start,
     space_and_numbers_are_limited,
     records_and_node_are_brought_in_line,
 );
@@ -508,6 +509,35 @@ async fn disks_that_ended_while_the_platform_was_away_are_on_record(
                 (&json!("ready"), &json!("away"))
             );
         }
+    }
+    Ok(())
+}
+
+async fn what_was_cut_off_is_settled_at_the_next_start(kind: DatabaseKind) -> Result<()> {
+    // Nobody waits for it for long.
+    let platform = TestPlatform::on(kind).await?;
+    let client = platform.client();
+    let vm = text(&vm_with(&client, &json!({})).await?["vm_id"]);
+    let (taken, cut) = (
+        take(&client, &vm, "taken").await?,
+        take(&client, &vm, "cut").await?,
+    );
+    // As after an end before the row was written, and before the node was asked.
+    platform
+        .database
+        .execute("UPDATE snapshots SET status = 'creating'", vec![])
+        .await?;
+    platform.node.lose_snapshot(&cut);
+    let platform = platform.restart().await?;
+    let client = platform.client();
+    let show = async |id: &str| client.get(&format!("/v1/snapshots/{id}")).await;
+    assert_eq!(show(&taken).await?.json()["status"], "ready");
+    let failed = show(&cut).await?.json();
+    assert_eq!(failed["status"], "failed");
+    assert!(text(&failed["last_error"]).contains("stopped"), "{failed}");
+    for id in [taken, cut] {
+        let gone = client.delete(&format!("/v1/snapshots/{id}")).await?;
+        assert_eq!(gone.status, 200, "{gone:?}");
     }
     Ok(())
 }
