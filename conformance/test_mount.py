@@ -267,6 +267,33 @@ def test_volumes_by_name(make):
     assert len([one for one in make.http.get("/v1/volumes").json() if one["name"] == name]) == 1
 
 
+def test_volumes_come_into_running_vms_by_name_too(make):
+    name, vm = f"named-{uuid.uuid4().hex[:8]}", make.vm()
+    wanted = {"name": name, "mount_path": "/data"}
+    path = f"/v1/vms/{vm['vm_id']}/volumes"
+    refused(make.http.post(path, wanted), 404, name)
+    made = make.http.post(path, {**wanted, "create_if_missing": True, "size_gb": 2})
+    assert made.status_code == 200, made.text
+    make.volumes.append(made.json()["volume_id"])
+    make.sh(vm, "echo kept > /data/kept")
+    again = make.http.post(path, {**wanted, "mount_path": "/again", "mode": "ro", "create_if_missing": True})
+    assert again.json()["volume_id"] == made.json()["volume_id"], again.text
+    assert make.sh(vm, "cat /again/kept") == "kept\n"
+    assert make.http.get(f"/v1/volumes/{made.json()['volume_id']}").json()["quota_bytes"] == 2 << 30
+
+
+def test_a_vm_that_lives_is_not_passed_off_as_another_one(make):
+    vm, volume = make.vm(), make.volume()
+    snapshot = make.snapshot(vm)
+    session = vm["session_id"]
+    assert make.http.post("/v1/vms", {"session_id": session, "memory_mb": 512}).json()["vm_id"] == vm["vm_id"]
+    refused(make.http.post("/v1/vms", {"session_id": session, "snapshot_id": snapshot["id"]}), 409, vm["vm_id"], snapshot["id"])
+    mounted = {"session_id": session, "volumes": [{"volume_id": volume["id"], "mount_path": "/data", "mode": "rw"}]}
+    refused(make.http.post("/v1/vms", mounted), 409, vm["vm_id"], volume["id"])
+    assert make.mount(vm, volume).status_code == 200
+    assert make.http.post("/v1/vms", mounted).json()["vm_id"] == vm["vm_id"], "it has what is asked for"
+
+
 @pytest.mark.parametrize(
     "fields, words",
     [
@@ -355,11 +382,14 @@ def test_a_create_that_fails_halfway_leaves_nothing(make):
         {"volume_id": good["id"], "mount_path": "/bad", "mode": "ro", "checkpoint_id": "latest"},
         {"name": name, "mount_path": "/etc/passwd/x", "create_if_missing": True},
     ):
-        answer = make.http.post("/v1/vms", {"memory_mb": 256, "volumes": [writable, bad]})
+        new = {"name": f"new-{uuid.uuid4().hex[:8]}", "mount_path": "/new", "create_if_missing": True}
+        answer = make.http.post("/v1/vms", {"memory_mb": 256, "volumes": [new, writable, bad]})
         assert 400 <= answer.status_code < 500, (bad, answer.text)
+        if bad.get("name") != name:
+            assert new["name"] not in {one["name"] for one in make.http.get("/v1/volumes").json()}
         assert len(make.http.get("/v1/vms").json()) == vms
         assert make.http.get(f"/v1/volumes/{good['id']}").json()["mounted_by"] == []
-    make.volumes.extend(one["id"] for one in make.http.get("/v1/volumes").json() if one["name"] == name)
+    make.volumes.extend(one["id"] for one in make.http.get("/v1/volumes").json() if one["name"] in (name, new["name"]))
     refused(make.http.post("/v1/vms", {"volumes": [{**writable, "mount_path": f"/{n}", "mode": "ro"} for n in range(17)]}), 422, "volumes", "16")
     vm = make.vm(volumes=[writable])
     make.sh(vm, "echo x > /good/x")

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-/// A volume that a VM is to have from its start: by its id, or by its name.
+/// A volume that a VM is to have, from its start or while it runs: by its id, or by its name.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct VolumeOfVm {
     /// The volume.
@@ -12,7 +12,7 @@ pub struct VolumeOfVm {
     /// Or its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Where, in the VM: absolute, and not `/`.
+    /// Where, in the VM: absolute, and not `/`. A directory that is missing is made.
     pub mount_path: String,
     /// `rw` (the default): one mount at a time writes a volume. `ro`: nobody in the VM can write it, its root included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -30,21 +30,6 @@ pub struct VolumeOfVm {
         deserialize_with = "crate::number::integer"
     )]
     pub size_gb: Option<i64>,
-}
-
-/// Mounts a volume in a running VM.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
-pub struct MountVolume {
-    /// The volume.
-    pub volume_id: String,
-    /// Where, in the VM: absolute, and not `/`. A directory that is missing is made.
-    pub mount_path: String,
-    /// `rw` (the default): one mount at a time writes a volume. `ro`: nobody in the VM can write it, its root included.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mode: Option<String>,
-    /// With `ro`: the moment that is seen, or `latest` for the newest; the volume as it is when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub checkpoint_id: Option<String>,
 }
 
 /// Which mount of a volume is meant.

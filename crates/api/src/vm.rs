@@ -21,7 +21,8 @@ pub struct CreateVm {
     #[schema(example = 2)]
     #[serde(default, deserialize_with = "crate::number::integer")]
     pub vcpu_count: Option<i64>,
-    /// The session that gets the VM. One that lives keeps the VM that it has.
+    /// The session that gets the VM. One whose VM lives keeps it; it is a 409 when that has not the snapshot or the volumes
+    /// that are asked for.
     pub session_id: Option<String>,
     /// Labels.
     #[schema(value_type = Option<Object>)]

@@ -4,7 +4,7 @@ use crate::call::{Call, Method, path_segment};
 use crate::client::Client;
 use crate::error::{Family, Result};
 use instavm_api::Metadata;
-use instavm_api::mount::{Mount, MountVolume, Unmounted, VolumeOfVm};
+use instavm_api::mount::{Mount, Unmounted, VolumeOfVm};
 use instavm_api::snapshot::{Snapshot, TakeSnapshot};
 use instavm_api::vm::{CloneVm, EgressPolicy, UpdateVm, Vm, VmCreated, VmDeleted};
 use serde::Serialize;
@@ -409,11 +409,12 @@ impl Vms<'_> {
         access: Access,
     ) -> Result<Mount> {
         let (mode, checkpoint_id) = access.parts();
-        let body = MountVolume {
-            volume_id: volume_id.to_owned(),
+        let body = VolumeOfVm {
+            volume_id: Some(volume_id.to_owned()),
             mount_path: mount_path.to_owned(),
             mode: Some(mode),
             checkpoint_id,
+            ..VolumeOfVm::default()
         };
         let call = about(Method::Post, vm_id, "/volumes", "mount the volume")?
             .query("wait", true)

@@ -85,7 +85,11 @@ fn field(path: &str) -> String {
 /// What a parser says of a field, in other words.
 fn of_field(path: &str, text: &str) -> Problem {
     if let Some(name) = quoted_after(text, "missing field ") {
-        return Problem::invalid(name, "is missing");
+        let within = match path {
+            "." | "?" | "" => name.to_owned(),
+            path => shown(format!("{path}.{name}")),
+        };
+        return Problem::invalid(&within, "is missing");
     }
     if let Some(name) = quoted_after(text, "unknown field ") {
         return Problem::invalid(&shown(name.to_owned()), "is no key of this");
@@ -187,6 +191,14 @@ mod tests {
             "]".repeat(500)
         );
         assert!(said::<StartSession>(&deep).ends_with("is nested too deeply"));
+    }
+
+    #[test]
+    fn what_is_missing_within_a_list_is_named_with_its_place() {
+        assert_eq!(
+            said::<CreateVm>(r#"{"volumes": [{"mount_path": "/a"}, {}]}"#),
+            "volumes[1].mount_path: is missing"
+        );
     }
 
     #[test]

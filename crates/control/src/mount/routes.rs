@@ -34,21 +34,23 @@ fn record(recorded: Recorded) -> api::Mount {
     }
 }
 
-/// Mounts a volume in a VM that runs. It is visible in there when the answer comes.
+/// Mounts a volume in a VM that runs. It is visible in there when the answer comes. The volume is named by its id, or by its
+/// name, and then made where it is missing and that is asked for.
 #[utoipa::path(
     post, path = "/v1/vms/{vm_id}/volumes", tag = "volume", security(("api_key" = [])),
     params(("vm_id" = String, Path, description = "The VM's id"), WaitQuery),
-    request_body = api::MountVolume,
+    request_body = api::VolumeOfVm,
     responses(
         (status = 200, description = "It is mounted, or with `wait=false` is being mounted", body = api::Mount),
         (status = 400, description = "Malformed JSON", body = ErrorBody),
         (status = 401, description = "No valid key", body = ErrorBody),
-        (status = 403, description = "The VM does not let the path be mounted on", body = ErrorBody),
+        (status = 403, description = "The VM does not let the path be mounted on, or the account's space does not suffice for a volume that is to be made", body = ErrorBody),
         (status = 404, description = "No such VM, volume or checkpoint", body = ErrorBody),
         (status = 408, description = "The body came too slowly", body = ErrorBody),
         (status = 409, description = "The VM does not run, the path is taken, or another mount writes the volume", body = ErrorBody),
-        (status = 413, description = "The body is over the limit", body = ErrorBody),
+        (status = 413, description = "The body is over the limit, or the disks are full", body = ErrorBody),
         (status = 422, description = "A field is wrong, or the path does not serve", body = ErrorBody),
+        (status = 429, description = "The account has as many volumes as it may have", body = ErrorBody),
         (status = 503, description = "Too many long requests are being read; see Retry-After", body = ErrorBody),
     ),
 )]
@@ -57,7 +59,7 @@ async fn mount(
     caller: Caller,
     Id(vm_id): Id,
     QueryOf(query): QueryOf<WaitQuery>,
-    JsonBody { value: request, .. }: JsonBody<api::MountVolume>,
+    JsonBody { value: request, .. }: JsonBody<api::VolumeOfVm>,
 ) -> Result<Json<api::Mount>, Problem> {
     let vm = vms::find(&platform, caller, &vm_id).await?;
     let wait = query.wait.unwrap_or(true);

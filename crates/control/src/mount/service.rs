@@ -5,8 +5,8 @@ use crate::Platform;
 use crate::checkpoint::rows as checkpoint_rows;
 use crate::error::{Chain, Kind, Problem};
 use crate::vm::service::{Vm, VmStatus};
-use crate::volume::service as volumes;
-use instavm_api::mount::{MountVolume, VolumeOfVm};
+use crate::volume::service::{self as volumes, Volume};
+use instavm_api::mount::VolumeOfVm;
 use instavm_node_api::{CheckpointId, Mount, NodeError, VmId, VolumeId};
 use instavm_store::{Database, StoreError};
 
@@ -99,26 +99,22 @@ async fn checkpoint(
     }
 }
 
-/// The mounts that a VM is to have from its start. Volumes that are missing are made where that is asked for.
-pub(crate) async fn resolve(
-    platform: &Platform,
-    account_id: i64,
-    given: Vec<VolumeOfVm>,
-) -> Result<Vec<Mount>, Problem> {
-    let limit = platform.settings.mounts_per_vm;
+/// The refusal of the volume at this place in a list.
+fn at(index: usize, problem: Problem) -> Problem {
+    Problem::new(
+        problem.kind,
+        format!("volumes[{index}].{}", problem.message),
+    )
+}
+
+/// Where each volume is to be and whether it is only read, as far as that can be refused without knowing the volumes.
+fn checked_places(limit: usize, given: &[VolumeOfVm]) -> Result<Vec<(String, bool)>, Problem> {
     if given.len() > limit {
         return Err(Problem::invalid(
             "volumes",
             format!("has {} volumes and the limit is {limit}", given.len()),
         ));
     }
-    let at = |index: usize, problem: Problem| {
-        Problem::new(
-            problem.kind,
-            format!("volumes[{index}].{}", problem.message),
-        )
-    };
-    // What can be refused is refused before a volume is made.
     let mut checked: Vec<(String, bool)> = Vec::new();
     for (index, volume) in given.iter().enumerate() {
         let (path, read_only) = check(volume).map_err(|problem| at(index, problem))?;
@@ -132,27 +128,54 @@ pub(crate) async fn resolve(
         }
         checked.push((path, read_only));
     }
-    let mut mounts: Vec<Mount> = Vec::new();
-    for (volume, (path, read_only)) in given.into_iter().zip(checked) {
-        let id = volume_of(platform, account_id, &volume).await?;
-        let is_written = |mount: &Mount| mount.volume == id && !mount.read_only;
-        if !read_only && mounts.iter().any(is_written) {
-            return Err(Problem::invalid(
-                "volumes",
-                format!(
-                    "volume {id} is there twice with the mode rw; one mount at a time may write it"
-                ),
-            ));
+    Ok(checked)
+}
+
+/// The mounts that a VM is to have from its start. Volumes that are missing are made where that is asked for, after all that
+/// can be refused is.
+pub(crate) async fn resolve(
+    platform: &Platform,
+    account_id: i64,
+    given: &[VolumeOfVm],
+) -> Result<Vec<Mount>, Problem> {
+    let checked = checked_places(platform.settings.mounts_per_vm, given)?;
+    let mut meant: Vec<Meant> = Vec::new();
+    let mut checkpoints = Vec::new();
+    for (index, (volume, (_, read_only))) in given.iter().zip(&checked).enumerate() {
+        let one =
+            of_request(platform, account_id, volume)
+                .await
+                .map_err(|problem| match problem.kind {
+                    Kind::Invalid => at(index, problem),
+                    _ => problem,
+                })?;
+        let mut others = meant.iter().zip(&checked).filter(|(_, (_, ro))| !ro);
+        if !read_only && others.any(|(other, _)| other.is(&one)) {
+            let why = format!(
+                "volume {} is there twice with the mode rw; one mount at a time may write it",
+                one.shown()
+            );
+            return Err(Problem::invalid("volumes", why));
         }
-        let given = volume.checkpoint_id.as_deref().filter(|id| !id.is_empty());
-        mounts.push(Mount {
-            checkpoint: checkpoint(platform, &id, given).await?,
-            volume: id,
+        checkpoints.push(match &one {
+            Meant::There(there) => {
+                let given = volume.checkpoint_id.as_deref().filter(|id| !id.is_empty());
+                checkpoint(platform, &there.id, given).await?
+            }
+            Meant::Missing { .. } => None,
+        });
+        meant.push(one);
+    }
+    let volumes = all_made(platform, account_id, meant).await?;
+    let mounts = volumes.into_iter().zip(checkpoints).zip(checked);
+    Ok(mounts
+        .map(|((volume, checkpoint), (path, read_only))| Mount {
+            checkpoint,
+            volume: volume.id,
             path,
             read_only,
-        });
-    }
-    Ok(mounts)
+        })
+        .collect())
 }
 
 fn check(volume: &VolumeOfVm) -> Result<(String, bool), Problem> {
@@ -169,19 +192,42 @@ fn check(volume: &VolumeOfVm) -> Result<(String, bool), Problem> {
     Ok((path, read_only))
 }
 
-async fn volume_of(
+/// The volume that a request means.
+enum Meant {
+    There(Box<Volume>),
+    Missing { name: String, quota_bytes: u64 },
+}
+
+impl Meant {
+    fn is(&self, other: &Meant) -> bool {
+        match (self, other) {
+            (Meant::There(one), Meant::There(other)) => one.id == other.id,
+            (Meant::Missing { name, .. }, Meant::Missing { name: other, .. }) => name == other,
+            _ => false,
+        }
+    }
+
+    fn shown(&self) -> &str {
+        match self {
+            Meant::There(volume) => &volume.id.0,
+            Meant::Missing { name, .. } => name,
+        }
+    }
+}
+
+/// Looks for the volume; one that is to be made is not made yet, but all that can be refused of it is.
+async fn of_request(
     platform: &Platform,
     account_id: i64,
     volume: &VolumeOfVm,
-) -> Result<VolumeId, Problem> {
+) -> Result<Meant, Problem> {
+    let there = |volume| Ok(Meant::There(Box::new(volume)));
     if let Some(id) = volume.volume_id.as_deref().filter(|id| !id.is_empty()) {
-        return Ok(volumes::available(platform, account_id, id).await?.id);
+        return there(volumes::available(platform, account_id, id).await?);
     }
     let name = volume.name.as_deref().unwrap_or_default();
     if let Some(found) = volumes::named(platform, account_id, name).await? {
-        return Ok(volumes::available(platform, account_id, &found.id.0)
-            .await?
-            .id);
+        return there(volumes::available(platform, account_id, &found.id.0).await?);
     }
     if volume.create_if_missing != Some(true) {
         return Err(Problem::new(
@@ -191,17 +237,74 @@ async fn volume_of(
             ),
         ));
     }
+    volumes::check_name(name)?;
+    if volume
+        .checkpoint_id
+        .as_deref()
+        .is_some_and(|id| !id.is_empty())
+    {
+        return Err(Problem::new(
+            Kind::Conflict,
+            format!(
+                "checkpoint_id: volume {name:?} is missing, and a new one has no checkpoint; leave it out"
+            ),
+        ));
+    }
     let gib = volume.size_gb.unwrap_or(MADE_GIB);
     let quota = gib.checked_mul(1 << 30).filter(|bytes| *bytes > 0);
-    let quota =
-        volumes::checked_quota(platform, "volumes.size_gb (as bytes)", quota.or(Some(gib)))?;
-    let made = volumes::create(platform, account_id, volumes::new_id(), name, quota).await;
+    Ok(Meant::Missing {
+        name: name.to_owned(),
+        quota_bytes: volumes::checked_quota(platform, "size_gb (as bytes)", quota.or(Some(gib)))?,
+    })
+}
+
+/// The volumes, those that are missing made; none of them when one cannot be.
+async fn all_made(
+    platform: &Platform,
+    account_id: i64,
+    meant: Vec<Meant>,
+) -> Result<Vec<Volume>, Problem> {
+    let mut volumes = Vec::new();
+    let mut new = Vec::new();
+    for one in meant {
+        let made = match one {
+            Meant::There(volume) => Ok((*volume, false)),
+            Meant::Missing { name, quota_bytes } => {
+                made(platform, account_id, &name, quota_bytes).await
+            }
+        };
+        match made {
+            Ok((volume, is_new)) => {
+                if is_new {
+                    new.push(volume.id.clone());
+                }
+                volumes.push(volume);
+            }
+            Err(problem) => {
+                for id in new {
+                    // Whoever uses it already keeps it.
+                    let _ = volumes::delete(platform, account_id, &id.0).await;
+                }
+                return Err(problem);
+            }
+        }
+    }
+    Ok(volumes)
+}
+
+/// Makes a volume, unless somebody else has made it meanwhile; and whether it is new.
+async fn made(
+    platform: &Platform,
+    account_id: i64,
+    name: &str,
+    quota_bytes: u64,
+) -> Result<(Volume, bool), Problem> {
+    let made = volumes::create(platform, account_id, volumes::new_id(), name, quota_bytes).await;
     match made {
-        Ok(made) => Ok(made.id),
-        // Somebody else made it meanwhile.
+        Ok(made) => Ok((made, true)),
         Err(problem) if problem.kind == Kind::Conflict => {
             let found = volumes::named(platform, account_id, name).await?;
-            Ok(found.ok_or(problem)?.id)
+            Ok((found.ok_or(problem)?, false))
         }
         Err(problem) => Err(problem),
     }
@@ -221,14 +324,19 @@ fn must_run(vm: &Vm) -> Result<(), Problem> {
 pub(crate) async fn mount(
     platform: &Platform,
     vm: &Vm,
-    request: MountVolume,
+    request: VolumeOfVm,
     wait: bool,
 ) -> Result<Recorded, Problem> {
-    let path = checked_path(&request.mount_path)?;
+    let (path, read_only) = check(&request)?;
     let given = request.checkpoint_id.as_deref().filter(|id| !id.is_empty());
-    let read_only = is_read_only(request.mode.as_deref(), given)?;
-    let volume = volumes::available(platform, vm.account_id, &request.volume_id).await?;
+    let meant = of_request(platform, vm.account_id, &request).await?;
     must_run(vm)?;
+    let volume = match meant {
+        Meant::There(volume) => *volume,
+        Meant::Missing { name, quota_bytes } => {
+            made(platform, vm.account_id, &name, quota_bytes).await?.0
+        }
+    };
     let mount = Mount {
         checkpoint: checkpoint(platform, &volume.id, given).await?,
         volume: volume.id,

@@ -18,7 +18,7 @@ use axum::Json;
 use axum::extract::State;
 use instavm_api::ErrorBody;
 use instavm_api::vm as api;
-use instavm_node_api::{EgressPolicy, SnapshotId};
+use instavm_node_api::{EgressPolicy, Mount, SnapshotId};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use utoipa_axum::router::OpenApiRouter;
@@ -52,7 +52,7 @@ pub(crate) fn routes() -> OpenApiRouter<Platform> {
         (status = 403, description = "The account's space does not suffice for a volume that is to be made", body = ErrorBody),
         (status = 404, description = "No such session, snapshot, volume or checkpoint", body = ErrorBody),
         (status = 408, description = "The body came too slowly", body = ErrorBody),
-        (status = 409, description = "The snapshot is not ready, another VM writes the volume, the VM ended directly after its start, or the same request is under way", body = ErrorBody),
+        (status = 409, description = "The snapshot is not ready, another VM writes the volume, the session's VM lives and has another snapshot or volumes, the VM ended directly after its start, or the same request is under way", body = ErrorBody),
         (status = 413, description = "The body is over the limit, or the disks are full", body = ErrorBody),
         (status = 422, description = "A field is wrong or not available", body = ErrorBody),
         (status = 429, description = "The account has as many VMs as it may have", body = ErrorBody),
@@ -158,10 +158,20 @@ async fn attach(
     let session = sessions::find(platform, account_id, id).await?;
     let base = session.state().profile;
     let asked = request.egress_policy.is_some();
+    let snapshot = request.snapshot_id.clone().filter(|id| !id.is_empty());
+    let with_volumes = request
+        .volumes
+        .as_ref()
+        .is_some_and(|list| !list.is_empty());
     let profile = profile(platform, account_id, request, Some(base)).await?;
+    let wanted = Wanted {
+        snapshot,
+        mounts: with_volumes.then(|| profile.origin.mounts.clone()),
+    };
     let guard = session.changing().await;
     if let Some(vm) = session.active_vm() {
         drop(guard);
+        wanted.is_had_by(platform, &vm).await?;
         if let Some(policy) = profile.origin.egress.filter(|_| asked) {
             let place = policies::Place::Session(session.id.clone());
             policies::set(platform, account_id, &place, policy).await?;
@@ -176,6 +186,45 @@ async fn attach(
         making.vm
     };
     created(platform, &[vm], given.is_some())
+}
+
+/// What a VM that runs already cannot become.
+struct Wanted {
+    snapshot: Option<String>,
+    mounts: Option<Vec<Mount>>,
+}
+
+impl Wanted {
+    /// 409 unless the VM is such a one: nothing that was asked for is passed over.
+    async fn is_had_by(&self, platform: &Platform, vm: &Vm) -> Result<(), Problem> {
+        let refuse = |what: String| {
+            Err(Problem::new(
+                Kind::Conflict,
+                format!("the session's VM {} lives and {what}", vm.id),
+            ))
+        };
+        if let Some(snapshot) = &self.snapshot
+            && vm.snapshot_id.as_ref() != Some(snapshot)
+        {
+            return refuse(format!(
+                "did not start from snapshot {snapshot}: end it first, or leave session_id out"
+            ));
+        }
+        let Some(wanted) = &self.mounts else {
+            return Ok(());
+        };
+        let present = mounts::list(platform, vm).await?;
+        let missing = wanted
+            .iter()
+            .find(|mount| !present.iter().any(|one| one.mount == **mount));
+        match missing {
+            None => Ok(()),
+            Some(mount) => refuse(format!(
+                "does not have volume {} at {} like that: mount it with POST /v1/vms/{}/volumes",
+                mount.volume, mount.path, vm.id
+            )),
+        }
+    }
 }
 
 /// What the caller asked for, on top of what the session has.
@@ -232,7 +281,7 @@ async fn profile(
     }
     // Last, because it may make volumes.
     if let Some(volumes) = request.volumes {
-        origin.mounts = mounts::resolve(platform, account_id, volumes).await?;
+        origin.mounts = mounts::resolve(platform, account_id, &volumes).await?;
     }
     Ok(Profile {
         memory_mb,

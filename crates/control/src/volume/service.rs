@@ -77,7 +77,8 @@ fn not_found() -> Problem {
     )
 }
 
-fn check_name(name: &str) -> Result<(), Problem> {
+/// Whether a volume may have this name.
+pub(crate) fn check_name(name: &str) -> Result<(), Problem> {
     let is_safe = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     let begins = name.starts_with(|c: char| c.is_ascii_alphanumeric());
     if begins && name.len() <= NAME_LIMIT && name.chars().all(is_safe) {

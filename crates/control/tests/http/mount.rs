@@ -1,5 +1,6 @@
 use crate::{eventually, execute, text, upload_into, vm_with, volume_of};
 use anyhow::Result;
+use instavm_control::Settings;
 use instavm_node_api::Ending;
 use instavm_testkit::{DatabaseKind, TestPlatform, on_each_database};
 use serde_json::{Value, json};
@@ -7,6 +8,9 @@ use serde_json::{Value, json};
 on_each_database!(
     a_volume_goes_from_vm_to_vm,
     volumes_come_by_name_and_are_made_where_missing,
+    volumes_come_into_running_vms_by_name_too,
+    no_volume_is_left_of_a_request_that_is_refused,
+    a_vm_that_lives_does_not_become_another_one,
     one_mount_writes_and_many_read,
     of_two_writers_one_gets_the_volume,
     mounts_are_refused_that_cannot_be,
@@ -81,6 +85,99 @@ async fn volumes_come_by_name_and_are_made_where_missing(kind: DatabaseKind) -> 
     let large = json!({"volumes": [{"name": "x", "mount_path": "/d", "size_gb": 1_000_000, "create_if_missing": true}]});
     assert_eq!(client.post("/v1/vms", &large).await?.status, 422);
     assert_eq!(platform.node.volume_ids().len(), 1);
+    Ok(())
+}
+
+async fn volumes_come_into_running_vms_by_name_too(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
+    let client = platform.client();
+    let vm = text(&vm_with(&client, &json!({})).await?["vm_id"]);
+    let by_name = |path: &str, more: Value| {
+        let mut body = json!({"name": "data", "mount_path": path, "mode": "ro"});
+        for (key, value) in more.as_object().cloned().unwrap_or_default() {
+            body[key] = value;
+        }
+        body
+    };
+    let missing = mount(&client, &vm, by_name("/a", json!({}))).await?;
+    assert_eq!(missing.status, 404, "{missing:?}");
+    let make = json!({"create_if_missing": true, "size_gb": 2});
+    let made = mount(&client, &vm, by_name("/a", make.clone())).await?;
+    assert_eq!(made.status, 200, "{made:?}");
+    assert_eq!(made.json()["name"], "data");
+    let again = mount(&client, &vm, by_name("/b", make)).await?;
+    assert_eq!(again.json()["volume_id"], made.json()["volume_id"]);
+    let listed = client.get("/v1/volumes").await?.json();
+    assert_eq!(listed[0]["quota_bytes"], 2_i64 << 30);
+    assert_eq!(platform.node.volume_ids().len(), 1);
+    let nothing = mount(&client, &vm, json!({"mount_path": "/c"})).await?;
+    assert_eq!(nothing.status, 422);
+    assert!(nothing.detail().contains("name"), "{}", nothing.detail());
+    Ok(())
+}
+
+async fn no_volume_is_left_of_a_request_that_is_refused(kind: DatabaseKind) -> Result<()> {
+    let settings = Settings {
+        volumes_per_account: 2,
+        ..Settings::default()
+    };
+    let platform = TestPlatform::with(kind, settings).await?;
+    let client = platform.client();
+    let new = |name: &str| json!({"name": name, "mount_path": format!("/{name}"), "create_if_missing": true});
+    for (volumes, status) in [
+        (
+            json!([new("a"), {"volume_id": "vol_none", "mount_path": "/x"}]),
+            404,
+        ),
+        (json!([new("a"), new("-")]), 422),
+        (
+            json!([new("a"), {"name": "b", "mount_path": "/x", "mode": "ro", "checkpoint_id": "latest", "create_if_missing": true}]),
+            409,
+        ),
+        (
+            json!([new("a"), {"name": "a", "mount_path": "/b", "create_if_missing": true}]),
+            422,
+        ),
+        // The last one is over the account's limit.
+        (json!([new("a"), new("b"), new("c")]), 429),
+    ] {
+        let answer = client.post("/v1/vms", &json!({"volumes": volumes})).await?;
+        assert_eq!(answer.status, status, "{answer:?}");
+        assert_eq!(client.get("/v1/volumes").await?.json(), json!([]));
+        assert!(platform.node.volume_ids().is_empty());
+    }
+    Ok(())
+}
+
+async fn a_vm_that_lives_does_not_become_another_one(kind: DatabaseKind) -> Result<()> {
+    let platform = TestPlatform::on(kind).await?;
+    let client = platform.client();
+    let volume = volume_of(&client, "data").await?;
+    let volumes = json!([{"volume_id": volume, "mount_path": "/data"}]);
+    let vm = vm_with(&client, &json!({"volumes": volumes})).await?;
+    let (id, session) = (text(&vm["vm_id"]), text(&vm["session_id"]));
+    let taken = client
+        .post(&format!("/v1/vms/{id}/snapshot"), &json!({}))
+        .await?
+        .json();
+    let same = json!({"session_id": session, "volumes": volumes, "memory_mb": 512});
+    let same = client.post("/v1/vms", &same).await?;
+    assert_eq!(same.status, 200, "{same:?}");
+    assert_eq!(same.json()["vm_id"], vm["vm_id"]);
+    for other in [
+        json!({"session_id": session, "snapshot_id": taken["id"]}),
+        json!({"session_id": session, "volumes": [{"volume_id": volume, "mount_path": "/more", "mode": "ro"}]}),
+    ] {
+        let refused = client.post("/v1/vms", &other).await?;
+        assert_eq!(refused.status, 409, "{refused:?}");
+        assert!(refused.detail().contains(&id), "{}", refused.detail());
+    }
+    // When it has ended, the session's next one is what is asked for.
+    client.delete(&format!("/v1/vms/{id}")).await?;
+    let next = json!({"session_id": session, "snapshot_id": taken["id"]});
+    let next = client.post("/v1/vms", &next).await?;
+    assert_eq!(next.status, 200, "{next:?}");
+    assert_eq!(next.json()["snapshot_id"], taken["id"]);
     Ok(())
 }
 
