@@ -91,6 +91,10 @@ fn plain(error: &Error) -> String {
                 (None, _) => error.to_string(),
             }
         }
+        Error::File { path, source, .. } => match path {
+            Some(path) => format!("{}: {source}", path.display()),
+            None => format!("{error}: {source}"),
+        },
         Error::Answer { source, .. } => format!("the answer is not understood: {source}"),
         Error::Invalid { what, reason } if *what == "path segment" => reason.clone(),
         other => other.to_string(),

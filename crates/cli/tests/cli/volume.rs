@@ -180,6 +180,23 @@ async fn checkpoints() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_local_file_that_cannot_be_written_is_named_with_the_reason() -> Result<()> {
+    let file = r#"{"path":"a","filename":"a","size":6,"content":"aGVsbG8K"}"#;
+    let server = Server::start(&[(200, file)]).await?;
+    let environment = server.environment()?;
+    let environment = Part(&environment, "files");
+    let nowhere = environment
+        .run(&["download", "v", "a", "--out", "missing/a"])
+        .await?;
+    assert_eq!(
+        nowhere.stderr,
+        "Error: missing/a: No such file or directory (os error 2)\n"
+    );
+    assert_eq!(nowhere.status, Some(1));
+    Ok(())
+}
+
+#[tokio::test]
 async fn files() -> Result<()> {
     let file = r#"{"path":"docs/a.txt","filename":"a.txt","size":6,"content":"aGVsbG8K"}"#;
     let server = Server::start(&[

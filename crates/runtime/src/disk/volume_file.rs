@@ -50,7 +50,9 @@ pub enum VolumeFileError {
         path: String,
     },
     /// The volume's quota, or the pool, is exhausted.
-    #[error("{path}: no space is left on the volume")]
+    #[error(
+        "{path}: no space is left on the volume: its quota is reached, or the disks are full; delete something or raise quota_bytes"
+    )]
     NoSpace {
         /// As it was asked for.
         path: String,
