@@ -529,13 +529,14 @@ subprocess.Popen(['bash', '-c', 'read < gate; echo background; echo over > gate2
 #[test]
 fn much_background_output_comes_whole_with_the_next_python() {
     let agent = Agent::start();
-    agent.bash("mkfifo gate").good();
+    agent.bash("mkfifo begin gate").good();
     let size = 20 << 20;
     let code = format!(
-        "import subprocess\nsubprocess.Popen(['bash', '-c', 'head -c {size} /dev/zero; echo over > gate'])"
+        "import subprocess\nsubprocess.Popen(['bash', '-c', 'read < begin; head -c {size} /dev/zero; echo over > gate'])"
     );
+    // What it wrote before this execution has ended would be this execution's output.
     agent.python(&code).good();
-    agent.bash("read < gate").good();
+    agent.bash("echo now > begin; read < gate").good();
     // A shell's text has nothing to do with it, also when the interpreter had to find out.
     assert_eq!(agent.run(None, "echo hi there").good(), "hi there\n");
     let outcome = agent.python("print('next')");
