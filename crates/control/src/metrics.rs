@@ -129,6 +129,11 @@ impl Metrics {
             "The configured size of the pool",
             self.pool_size.clone(),
         );
+        self.disks_registered()
+    }
+
+    fn disks_registered(mut self) -> Metrics {
+        let registry = &mut self.registry;
         registry.register(
             "disk_used_bytes",
             "Bytes of the disk pool in use",

@@ -70,6 +70,7 @@ fn names_that_were_looked_up_go_on_after_a_restart() {
 }
 
 #[test]
+#[rustfmt::skip]
 fn what_somebody_takes_from_the_firewall_is_named_and_put_back() {
     on_a_host(|world| async move {
         internet::build(&world).await;
@@ -90,42 +91,14 @@ fn what_somebody_takes_from_the_firewall_is_named_and_put_back() {
         assert_eq!(offline().await.unwrap(), none);
 
         for (change, named, by_policy) in [
-            (
-                "delete element inet instavm41 limits { iv41h3 }",
-                "iv41h3 of map limits",
-                true,
-            ),
-            (
-                "delete element inet instavm41 proxied { iv41h3 }",
-                "iv41h3 of map proxied",
-                true,
-            ),
-            (
-                "delete element inet instavm41 addresses_3 { 198.18.5.0/24 }",
-                "198.18.5.0/24 of set",
-                true,
-            ),
-            (
-                "flush chain inet instavm41 ranges_3",
-                "chain ranges_3",
-                true,
-            ),
+            ("delete element inet instavm41 limits { iv41h3 }", "iv41h3 of map limits", true),
+            ("delete element inet instavm41 proxied { iv41h3 }", "iv41h3 of map proxied", true),
+            ("delete element inet instavm41 addresses_3 { 198.18.5.0/24 }", "198.18.5.0/24 of set", true),
+            ("flush chain inet instavm41 ranges_3", "chain ranges_3", true),
             ("flush chain inet instavm41 source", "rule source", false),
-            (
-                "delete element inet instavm41 floor_addresses { 127.0.0.0/8 }",
-                "set floor_addresses",
-                false,
-            ),
-            (
-                "insert rule inet instavm41 outbound accept",
-                "added by somebody",
-                false,
-            ),
-            (
-                "add element inet instavm41 limits { iv41h4 : jump limited }",
-                "iv41h4 of map limits",
-                false,
-            ),
+            ("delete element inet instavm41 floor_addresses { 127.0.0.0/8 }", "set floor_addresses", false),
+            ("insert rule inet instavm41 outbound accept", "added by somebody", false),
+            ("add element inet instavm41 limits { iv41h4 : jump limited }", "iv41h4 of map limits", false),
             ("delete table inet instavm41", "table inet instavm41", true),
         ] {
             shell(&format!("nft '{change}'"));

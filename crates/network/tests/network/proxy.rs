@@ -299,7 +299,27 @@ fn clients_that_say_nothing_take_only_their_own_places() {
     });
 }
 
+/// Sends a resolver packets that are no questions, and questions that are cut off.
+fn send_nonsense(resolver: SocketAddr) {
+    let socket = server::udp("0.0.0.0:0");
+    let question = server::query("allowed.test.");
+    for size in 0..400 {
+        let packet: Vec<u8> = (0..size).map(|at| (at * 31 + size) as u8).collect();
+        let _ = socket.send_to(&packet, resolver);
+        // So many at once are answered in any case.
+        if size % 16 == 0 {
+            let asking = server::udp("0.0.0.0:0");
+            asking.send_to(&question, resolver).unwrap();
+            asking.recv(&mut [0; 512]).unwrap();
+        }
+    }
+    for cut in 1..30 {
+        let _ = socket.send_to(&question[..question.len().saturating_sub(cut)], resolver);
+    }
+}
+
 #[test]
+#[rustfmt::skip]
 fn what_has_no_end_or_no_sense_ends_soon() {
     on_a_host(|world| async move {
         let arrived = internet::build(&world).await;
@@ -312,23 +332,11 @@ fn what_has_no_end_or_no_sense_ends_soon() {
                 // What is sent, how often, and to which port.
                 let hello = greeting(Some("allowed.test"));
                 let endless: [(u16, Vec<u8>, Vec<u8>); 6] = [
-                    (
-                        80,
-                        b"GET / HTTP/1.1\r\nHost: allowed.test\r\nX: ".to_vec(),
-                        vec![b'x'; 1 << 16],
-                    ),
-                    (
-                        80,
-                        b"GET / HTTP/1.1\r\nHost: allowed.test\r\n".to_vec(),
-                        b"X: y\r\n".repeat(1 << 13),
-                    ),
+                    (80, b"GET / HTTP/1.1\r\nHost: allowed.test\r\nX: ".to_vec(), vec![b'x'; 1 << 16]),
+                    (80, b"GET / HTTP/1.1\r\nHost: allowed.test\r\n".to_vec(), b"X: y\r\n".repeat(1 << 13)),
                     (80, b"GET /".to_vec(), vec![b'x'; 1 << 16]),
                     (443, hello[..20].to_vec(), vec![0; 1 << 16]),
-                    (
-                        443,
-                        vec![],
-                        [&[22, 3, 1, 0, 1][..], &[1]].concat().repeat(1 << 14),
-                    ),
+                    (443, vec![], [&[22, 3, 1, 0, 1][..], &[1]].concat().repeat(1 << 14)),
                     (443, vec![], vec![0xff; 1 << 16]),
                 ];
                 endless.map(|(port, start, part)| {
@@ -353,27 +361,7 @@ fn what_has_no_end_or_no_sense_ends_soon() {
         }
         assert!(!arrived.contains("xxxx") && !arrived.contains("X: y"));
         // Packets that are no questions are answered as such or not at all, and those that are go on.
-        vm.place
-            .run(move || {
-                let socket = server::udp("0.0.0.0:0");
-                for size in 0..400 {
-                    let packet: Vec<u8> = (0..size).map(|at| (at * 31 + size) as u8).collect();
-                    let _ = socket.send_to(&packet, gateway);
-                    // So many at once are answered in any case.
-                    if size % 16 == 0 {
-                        let asking = server::udp("0.0.0.0:0");
-                        let question = server::query("allowed.test.");
-                        asking.send_to(&question, gateway).unwrap();
-                        asking.recv(&mut [0; 512]).unwrap();
-                    }
-                }
-                for cut in 1..30 {
-                    let question = server::query("allowed.test.");
-                    let _ =
-                        socket.send_to(&question[..question.len().saturating_sub(cut)], gateway);
-                }
-            })
-            .await;
+        vm.place.run(move || send_nonsense(gateway)).await;
         vm.resolve("allowed.test.").await.unwrap();
         assert!(
             Try::tls(GOOD, Some("allowed.test"))

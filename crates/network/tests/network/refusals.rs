@@ -18,6 +18,7 @@ async fn count(instance: &Instance, rule: Rule) -> u64 {
 }
 
 #[test]
+#[rustfmt::skip]
 fn each_refusal_is_told_with_its_rule_and_what_was_wanted() {
     on_a_host(|world| async move {
         internet::build(&world).await;
@@ -33,58 +34,16 @@ fn each_refusal_is_told_with_its_rule_and_what_was_wanted() {
         let metadata = Ipv4Addr::new(169, 254, 169, 254);
         let gateway = vm.link.gateway;
         for (attempt, rule, protocol, name, to) in [
-            (
-                Try::http(GOOD, "evil.test"),
-                Rule::Name,
-                "http",
-                Some("evil.test"),
-                (GOOD, 80),
-            ),
-            (
-                Try::tls(ATTACKER, Some("allowed.test")),
-                Rule::Address,
-                "https",
-                Some("allowed.test"),
-                (ATTACKER, 443),
-            ),
-            (
-                Try::tls(GOOD, None),
-                Rule::Nameless,
-                "https",
-                None,
-                (GOOD, 443),
-            ),
-            (
-                Try::tcp(GOOD, 80),
-                Rule::Malformed,
-                "http",
-                None,
-                (GOOD, 80),
-            ),
+            (Try::http(GOOD, "evil.test"), Rule::Name, "http", Some("evil.test"), (GOOD, 80)),
+            (Try::tls(ATTACKER, Some("allowed.test")), Rule::Address, "https", Some("allowed.test"), (ATTACKER, 443)),
+            (Try::tls(GOOD, None), Rule::Nameless, "https", None, (GOOD, 443)),
+            (Try::tcp(GOOD, 80), Rule::Malformed, "http", None, (GOOD, 80)),
             (Try::tcp(GOOD, 22), Rule::Port, "tcp", None, (GOOD, 22)),
-            (
-                Try::Udp(ATTACKER, 443),
-                Rule::Port,
-                "udp",
-                None,
-                (ATTACKER, 443),
-            ),
+            (Try::Udp(ATTACKER, 443), Rule::Port, "udp", None, (ATTACKER, 443)),
             (Try::Ping(ATTACKER), Rule::Port, "icmp", None, (ATTACKER, 0)),
-            (
-                Try::tcp(metadata, 80),
-                Rule::Floor,
-                "tcp",
-                None,
-                (metadata, 80),
-            ),
+            (Try::tcp(metadata, 80), Rule::Floor, "tcp", None, (metadata, 80)),
             (Try::tcp(host, 8080), Rule::Floor, "tcp", None, (host, 8080)),
-            (
-                Try::tcp(gateway, 8080),
-                Rule::Host,
-                "tcp",
-                None,
-                (gateway, 8080),
-            ),
+            (Try::tcp(gateway, 8080), Rule::Host, "tcp", None, (gateway, 8080)),
         ] {
             let what = format!("{attempt:?}");
             assert!(!attempt.reaches(&vm.place).await, "{what}");
