@@ -353,8 +353,10 @@ pub(crate) async fn terminate(platform: &Platform, vm: &VmId) -> Result<(), Prob
         .map_err(|error| Problem::internal("ending the VM", error))?
 }
 
-/// Takes note of a VM's end. May be told of it more than once.
+/// Takes note of a VM's end; returns when it is on record. May be told of it more than once.
 pub(crate) async fn ended(platform: &Platform, vm: &VmId, ending: Ending) {
+    // Who comes second must not return before the first has recorded it.
+    let _first = platform.exclusive.hold(&format!("the end of {vm}")).await;
     let Some(session) = platform.live.release(vm) else {
         return;
     };
@@ -364,7 +366,14 @@ pub(crate) async fn ended(platform: &Platform, vm: &VmId, ending: Ending) {
     });
     if let Some(ended) = ended {
         tracing::info!(vm = %vm, session = session.id, ending = word, "a VM ended");
-        record_end(platform, &ended).await;
+        let recorder = platform.clone();
+        // It goes on when the caller is cut off by the end of the platform, which waits for it.
+        let task = platform
+            .tracker
+            .spawn(async move { record_end(&recorder, &ended).await });
+        if let Err(error) = task.await {
+            tracing::error!(vm = %vm, error = %error, "recording the end of a VM broke off");
+        }
     }
 }
 
