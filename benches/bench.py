@@ -17,6 +17,7 @@ from peers import KernelGateway, Runc
 from platform_under_test import Instance
 from terminals import pty
 from sessions import crowd, starts
+from shares import shares
 from transfer import gigabyte
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -55,7 +56,7 @@ class Bench:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("only", nargs="*", help="starts, live, crowd, idle, transfer, command-line, snapshots, many, checkpoints, build, pty, egress; all by default, and only then is the report written")
+    parser.add_argument("only", nargs="*", help="starts, live, crowd, idle, transfer, command-line, snapshots, many, checkpoints, build, pty, egress, shares; all by default, and only then is the report written")
     arguments = parser.parse_args()
     began = time.monotonic()
     opened = []
@@ -85,6 +86,7 @@ def main():
         bench.measure("build", build, pool)
         bench.measure("pty", pty, pool)
         bench.measure("egress", egress)
+        bench.measure("shares", shares, pool)
         ours = REPOSITORY / "target/release/instavm"
         bench.measure("command-line", command_line, ours if ours.exists() else None, pool.daemon.base_url, pool.daemon.key)
     finally:

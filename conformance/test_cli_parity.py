@@ -33,6 +33,7 @@ EGRESS = (200, POLICY)
 SET = (200, {"status": "ok", **POLICY})
 DELETED = (200, {"status": "deleted", "id": "x"})
 EMPTY = (204, b"")
+SHARE = (200, {"share_id": "sh-1", "url": "http://127.0.0.1:20001", "port": 8000, "is_public": False, "é": 1.0})
 REFUSED = (409, {"detail": "in use"})
 NO_KEY = {"INSTAVM_API_KEY": None}
 
@@ -145,6 +146,20 @@ def both(recorder, tmp_path):
 
 
 CASES = {
+    "share create": (["share", "create", "vm/1", "8000", "-j"], [SHARE]),
+    "share create public": (["share", "create", "vm_1", "8000", "--public", "-j"], [SHARE]),
+    "share create of no number": (["share", "create", "vm_1", "http", "-j"], []),
+    "share create of an odd port": (["share", "create", "vm_1", "-1", "-j"], [(422, {"detail": "port: must be more"})]),
+    "share create with little in it": (["share", "create", "v", "80", "-j"], [(200, {})]),
+    "share create without an answer": (["share", "create", "v", "80", "-j"], [EMPTY]),
+    "share create, 404": (["share", "create", "v", "80", "-j"], [(404, {"detail": "none"})]),
+    "share create of nothing": (["share", "create", "v"], []),
+    "share set-public": (["share", "set-public", "s/1", "-j"], [SHARE]),
+    "share set-private": (["share", "set-private", "sh-1", "-j"], [EMPTY]),
+    "share set-private, 409": (["share", "set-private", "sh-1", "-j"], [REFUSED]),
+    "share revoke": (["share", "revoke", "sh-1", "-j"], [(200, {"status": "revoked", "share_id": "other"})]),
+    "share revoke of nothing": (["share", "revoke"], []),
+    "share": (["share"], []),
     "whoami": (["whoami", "-j"], [USER, KEYS]),
     "whoami, and no keys": (["whoami", "--json"], [USER, (200, {})]),
     "whoami of a stranger": (["whoami", "-j"], [(401, {"detail": "no"})]),

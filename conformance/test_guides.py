@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-GUIDES = ["vms", "snapshots", "volumes", "pty", "egress"]
+GUIDES = ["vms", "snapshots", "volumes", "pty", "egress", "shares"]
 # A comment behind a call of print: what it prints, with `…` for anything.
 PRINTS = re.compile(r"^(\s*)print\(.*\S\s+# (.+)$")
 

@@ -46,6 +46,8 @@ POST /v1/volumes/{}/files/upload
 POST /v1/volumes/{}/files/download
 GET /v1/volumes/{}/files
 DELETE /v1/volumes/{}/files
+POST /v1/shares
+PATCH /v1/shares/{}
 POST /v1/ssh-keys
 GET /v1/ssh-keys
 DELETE /v1/ssh-keys/{}

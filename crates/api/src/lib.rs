@@ -16,6 +16,7 @@ pub mod pty;
 pub mod secret;
 pub mod session;
 mod shape;
+pub mod share;
 pub mod snapshot;
 pub mod ssh_key;
 pub mod usage;

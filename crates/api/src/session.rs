@@ -143,6 +143,9 @@ pub struct AppUrl {
     /// The port in the VM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    /// The VM's own address, which only its host reaches.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vm_ip: Option<String>,
     /// The VM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vm_id: Option<String>,

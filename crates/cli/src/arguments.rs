@@ -1,8 +1,8 @@
 //! What can be typed. There are no global flags: each belongs to its command.
 
 use crate::commands::{
-    auth, clone, completions, create, doc, egress, exec, help, ls, pty, rm, snapshot, ssh_key, vm,
-    volume, whoami,
+    auth, clone, completions, create, doc, egress, exec, help, ls, pty, rm, share, snapshot,
+    ssh_key, vm, volume, whoami,
 };
 use clap::{Args, Parser, Subcommand};
 
@@ -48,6 +48,8 @@ pub(crate) enum Command {
     Volume(volume::Command),
     #[command(subcommand)]
     Egress(egress::Command),
+    #[command(subcommand)]
+    Share(share::Command),
     #[command(subcommand, visible_alias = "sshkey")]
     SshKey(ssh_key::Command),
     Exec(exec::Arguments),

@@ -5,7 +5,7 @@
 //! ```
 #![allow(clippy::print_stdout, reason = "it shows what it does")]
 
-use instavm::{Client, Error, Sandboxes};
+use instavm::{Client, Sandboxes};
 
 #[tokio::main]
 async fn main() -> instavm::Result<()> {
@@ -26,12 +26,9 @@ async fn main() -> instavm::Result<()> {
         .await?;
     println!("the team has {} sandboxes", team.len());
 
-    // Publishing a port is refused by a platform without shares.
-    match client.get_session_app_url(Some(8080)).await {
-        Ok(url) => println!("port 8080 is at {}", url.app_url),
-        Err(error @ Error::Session { .. }) => println!("{error}"),
-        Err(error) => return Err(error),
-    }
+    // A private share: it opens with an API key, or by logging in.
+    let url = client.get_session_app_url(Some(8080)).await?;
+    println!("port 8080 is at {}", url.app_url);
 
     let ended = client.kill().await?;
     println!("session {} is {}", ended.session_id, ended.status);

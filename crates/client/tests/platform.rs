@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use bytes::Bytes;
-use instavm::{Client, ClientBuilder, Code, Error, Language, Sandboxes, UpdateApiKey};
+use instavm::{Client, ClientBuilder, Code, Error, Language, NewShare, Sandboxes, UpdateApiKey};
 use instavm_testkit::TestPlatform;
 use std::io;
 use std::time::Duration;
@@ -181,13 +181,9 @@ async fn a_session_is_looked_at_and_killed() -> Result<()> {
     assert!(client.is_session_active().await);
     assert!(client.get_session_status().await?.vm_alive);
     assert!(client.get_usage().await?.memory_limit > 0);
-    let published = client.get_session_app_url(Some(8080)).await.unwrap_err();
-    assert!(matches!(published, Error::Session { .. }));
-    assert!(
-        published
-            .detail()
-            .is_some_and(|detail| detail.contains("8080"))
-    );
+    let published = client.get_session_app_url(Some(8080)).await?;
+    assert_eq!(published.port, Some(8080));
+    shares_open_and_close(&client, &published.app_url).await?;
 
     let session_id = client.session_id().unwrap_or_default();
     assert_eq!(client.kill().await?.session_id, session_id);
@@ -292,5 +288,27 @@ async fn the_blocking_client_does_the_same() -> Result<()> {
     assert!(client.list_ssh_keys()?.is_empty());
     client.kill()?;
     assert!(matches!(client.get_usage(), Err(Error::Session { .. })));
+    Ok(())
+}
+
+/// The share of port 8080 is at this URL already.
+async fn shares_open_and_close(client: &Client, url: &str) -> Result<()> {
+    let share = client.shares().create(NewShare::of(8080)).await?;
+    assert_eq!((share.url.as_str(), share.is_public), (url, false));
+    let public = client
+        .shares()
+        .create(NewShare::of(8080).public().vm(&share.vm_id))
+        .await?;
+    assert_eq!(
+        (&public.share_id, public.is_public),
+        (&share.share_id, true)
+    );
+    let private = client.shares().set_public(&share.share_id, false).await?;
+    assert!(!private.is_public);
+    assert_eq!(client.shares().list().await?.len(), 1);
+    let revoked = client.shares().revoke(&share.share_id).await?;
+    assert_eq!(revoked.status, "revoked");
+    let shown = client.shares().get(&share.share_id).await?;
+    assert_eq!((shown.status, shown.url), (revoked.status, share.url));
     Ok(())
 }

@@ -3,10 +3,11 @@
 //! What a daemon needs of it:
 //!
 //! ```text
-//! Platform::start(Dependencies { database: Database, node: Arc<dyn Node>, settings: Settings })
+//! Platform::start(Dependencies { database, node: Arc<dyn Node>, doors: Arc<dyn Doors>, settings })
 //!                                              -> Result<Platform, StartError>   loads, adopts, re-attaches, follows
 //! platform.router()                            -> axum::Router                   every route, state and layers inside
 //! platform.reload_accounts().await             -> Result<(), StoreError>         accounts and keys anew from the rows
+//! platform.known_key(&str), .key_holder(&str).await, .account_of_key(i64).await   whose an API key is, for the gateway
 //! platform.drain(Duration).await               -> bool        background work ended in time; call it when HTTP is quiet
 //! openapi::document()                          -> utoipa::openapi::OpenApi
 //!
@@ -21,7 +22,7 @@
 //! recorded(&Database)                          -> Result<Vec<RecordedVm>, StoreError>  the VMs that have not ended
 //!
 //! snapshot::service, volume::service and mount::service have a `recorded` too: the snapshots, the volumes with their
-//! checkpoints, and the mounts of VMs that have not ended.
+//! checkpoints, and the mounts of VMs that have not ended; share::service has one of the shares that are open.
 //! ```
 //!
 //! Platform and Settings are plain values; [`Settings::default`] holds the documented defaults.
@@ -52,6 +53,7 @@ mod refusal;
 mod router;
 pub mod session;
 mod settings;
+pub mod share;
 pub mod snapshot;
 mod space;
 pub mod ssh_key;
@@ -60,5 +62,6 @@ pub mod user;
 pub mod vm;
 pub mod volume;
 
+pub use api_key::service::KeyHolder;
 pub use platform::{Dependencies, Platform, StartError};
 pub use settings::Settings;

@@ -18,6 +18,7 @@ pub(crate) fn routes() -> OpenApiRouter<Platform> {
         .merge(crate::vm::routes::routes())
         .merge(crate::pty::routes::routes())
         .merge(crate::egress::routes::routes())
+        .merge(crate::share::routes::routes())
         .merge(crate::snapshot::routes::routes())
         .merge(crate::volume::routes::routes())
         .merge(crate::checkpoint::routes::routes())

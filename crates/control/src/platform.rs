@@ -1,6 +1,6 @@
 //! The platform: its parts, its start, its end.
 
-use crate::api_key::service::Keys;
+use crate::api_key::service::{self as api_keys, KeyHolder, Keys};
 use crate::body::Bodies;
 use crate::egress::refusals::Refusals;
 use crate::error::{Chain, Problem};
@@ -8,6 +8,7 @@ use crate::exclusive::Exclusive;
 use crate::execution::answer::Answers;
 use crate::live::Live;
 use crate::metrics::Metrics;
+use crate::share::Doors;
 use crate::snapshot::build::Builds;
 use crate::tasks::Tasks;
 use crate::{Settings, openapi, reconcile, router};
@@ -25,6 +26,8 @@ pub struct Dependencies {
     pub database: Database,
     /// The node that runs its VMs.
     pub node: Arc<dyn Node>,
+    /// The gateway that serves its shares.
+    pub doors: Arc<dyn Doors>,
     /// Its limits.
     pub settings: Settings,
 }
@@ -58,6 +61,7 @@ pub struct Platform {
 pub struct Inner {
     pub(crate) database: Database,
     pub(crate) node: Arc<dyn Node>,
+    pub(crate) doors: Arc<dyn Doors>,
     pub(crate) settings: Settings,
     pub(crate) keys: Keys,
     pub(crate) live: Live,
@@ -105,12 +109,14 @@ impl Platform {
         let Dependencies {
             database,
             node,
+            doors,
             settings,
         } = dependencies;
         let platform = Platform {
             inner: Arc::new(Inner {
                 database,
                 node,
+                doors,
                 bodies: Bodies::new(&settings),
                 builds: Builds::new(&settings),
                 exclusive: Exclusive::default(),
@@ -143,6 +149,22 @@ impl Platform {
     /// [`StoreError`] when they cannot be read; then every key is looked up when it is next used.
     pub async fn reload_accounts(&self) -> Result<(), StoreError> {
         self.keys.reload(&self.database).await
+    }
+
+    /// Whose an API key is, from memory alone: no answer means little.
+    #[must_use]
+    pub fn known_key(&self, key: &str) -> Option<KeyHolder> {
+        self.keys.known(key)
+    }
+
+    /// Whose an API key is; `None` when it is unknown or revoked, or the records cannot be read.
+    pub async fn key_holder(&self, key: &str) -> Option<KeyHolder> {
+        api_keys::holder(self, key).await
+    }
+
+    /// The account of the API key of this number; `None` when it is revoked, or the records cannot be read.
+    pub async fn account_of_key(&self, key_id: i64) -> Option<i64> {
+        api_keys::account_of(self, key_id).await
     }
 
     /// Does something to its end, whatever becomes of the caller.

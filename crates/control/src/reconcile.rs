@@ -7,6 +7,7 @@ use crate::error::Chain;
 use crate::execution::{rows as execution_rows, service as executions};
 use crate::idempotency;
 use crate::session::rows as session_rows;
+use crate::share::{rows as share_rows, service as shares};
 use crate::snapshot::{reconcile as snapshots, rows as snapshot_rows};
 use crate::user::rows as user_rows;
 use crate::vm::service::{self as vms, Vm, VmStatus};
@@ -43,6 +44,7 @@ pub(crate) async fn start(platform: &Platform) -> Result<(), StoreError> {
     adopt(platform).await?;
     snapshots::start(platform).await?;
     volumes::start(platform).await?;
+    shares::start(platform).await?;
     for record in execution_rows::unfinished(&platform.database).await? {
         executions::follow(platform, record);
     }
@@ -229,6 +231,7 @@ async fn clear(platform: &Platform) {
 async fn clear_vms(platform: &Platform, before: Moment) -> Result<(), StoreError> {
     while vm_rows::drop_old(&platform.database, before, CLEAR_AT_ONCE).await? > 0 {}
     while session_rows::drop_old(&platform.database, before, CLEAR_AT_ONCE).await? > 0 {}
+    while share_rows::drop_old(&platform.database, before, CLEAR_AT_ONCE).await? > 0 {}
     while snapshot_rows::drop_old(&platform.database, before, CLEAR_AT_ONCE).await? > 0 {}
     let before = Moment::now().minus(platform.settings.request_retention);
     while idempotency::drop_old(&platform.database, before, CLEAR_AT_ONCE).await? > 0 {}

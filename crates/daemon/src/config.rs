@@ -15,8 +15,8 @@ use std::path::PathBuf;
 pub use keys::{Config, KEYS, KeySpec, environment_name};
 pub use secrets::{BootstrapKey, Secrets};
 pub use value::{
-    DatabaseUrl, DiskDriverChoice, DriverChoice, ImageSource, ListenAddress, LogFilter, LogFormat,
-    VmRange,
+    DatabaseUrl, DiskDriverChoice, DriverChoice, HostName, ImageSource, ListenAddress, LogFilter,
+    LogFormat, PortRange, PublicScheme, VmRange,
 };
 
 /// Where the file is looked for when `--config` does not name one.
@@ -117,6 +117,7 @@ fn load_from(
 
 /// Rules between keys: what must not be more than what.
 fn check_together(config: &Config, faults: &mut Vec<Fault>) {
+    check_shares(config, faults);
     let memory_max = ("limits.memory_mb_max", config.limits_memory_mb_max.into());
     let vcpu_max = ("limits.vcpu_count_max", config.limits_vcpu_count_max.into());
     let lifetime_max = (
@@ -168,6 +169,27 @@ fn check_together(config: &Config, faults: &mut Vec<Fault>) {
                 small,
                 format!("is {value}, more than {large} allows ({bound}): lower the one or raise the other"),
             ));
+        }
+    }
+}
+
+/// What of the keys of shares goes together.
+fn check_shares(config: &Config, faults: &mut Vec<Fault>) {
+    let (certificate, key) = (&config.share_tls_certificate, &config.share_tls_key);
+    if certificate.is_some() != key.is_some() {
+        faults.push(Fault::new(
+            "share.tls_certificate",
+            "and share.tls_key go together: give both or neither",
+        ));
+    }
+    let of_domains = [
+        ("share.tls_certificate", certificate.is_some()),
+        ("share.public_scheme", config.share_public_scheme.is_some()),
+        ("share.public_port", config.share_public_port.is_some()),
+    ];
+    for (name, is_set) in of_domains {
+        if is_set && config.share_domain.is_none() {
+            faults.push(Fault::new(name, "needs share.domain"));
         }
     }
 }

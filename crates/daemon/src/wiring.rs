@@ -4,6 +4,7 @@ mod accounts;
 mod database;
 mod images;
 mod kept;
+mod shares;
 
 pub(crate) use accounts::{create_account, disable_account, list_accounts};
 pub(crate) use images::{build_image, list_images, remove_image};
@@ -15,12 +16,14 @@ use crate::rooms::{RoomError, Rooms};
 use crate::{agent_binary, output};
 use async_trait::async_trait;
 use instavm_control::{Dependencies, Platform, Settings};
+use instavm_gateway::share::Shares;
 use instavm_node::{LocalNode, NodeConfig};
 use instavm_node_api::Node;
 use instavm_runtime::disk::DiskDriver;
 use instavm_runtime::driver::NativeDriver;
 use instavm_runtime::image::Source;
 use instavm_store::{Database, StoreError};
+use shares::{GatewayDoors, PlatformKeys};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -38,6 +41,7 @@ struct House {
     database: Database,
     node: Arc<dyn Node>,
     platform: Platform,
+    shares: Shares,
     stop: CancellationToken,
 }
 
@@ -53,22 +57,28 @@ pub(crate) async fn open(
     let stop = CancellationToken::new();
     let node = LocalNode::open(
         node_config(config, agent),
-        tracker,
+        tracker.clone(),
         stop.clone(),
         output::note,
     )
     .await?;
     let node: Arc<dyn Node> = Arc::new(node);
+    let keys = Arc::new(PlatformKeys::default());
+    let (asked, tasks) = (Arc::clone(&keys), tracker);
+    let shares = shares::open(config, Arc::clone(&node), asked, tasks, stop.clone()).await?;
     let platform = Platform::start(Dependencies {
         database: database.clone(),
         node: Arc::clone(&node),
+        doors: Arc::new(GatewayDoors(shares.clone())),
         settings: settings(config),
     })
     .await?;
+    keys.set(&platform);
     Ok(Arc::new(House {
         database,
         node,
         platform,
+        shares,
         stop,
     }))
 }
@@ -90,6 +100,8 @@ impl Rooms for House {
             let recorded = kept::recorded(&self.database, &vms).await?;
             let there = kept::there(self.node.as_ref(), &vms).await?;
             apart.extend(consistency::kept_mismatches(&recorded, &there));
+            let open = instavm_control::share::service::recorded(&self.database).await?;
+            apart.extend(shares::mismatches(&self.shares, &open));
             if apart.is_empty() || Instant::now() >= deadline {
                 found.extend(apart);
                 return Ok(found);

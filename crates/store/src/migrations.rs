@@ -26,6 +26,7 @@ const STEPS: &[(i64, &str, &str)] = &[
         include_str!("../migrations/0003_retention.sql"),
     ),
     (4, "disks", include_str!("../migrations/0004_disks.sql")),
+    (5, "shares", include_str!("../migrations/0005_shares.sql")),
 ];
 
 /// The one word that the two dialects do not share.

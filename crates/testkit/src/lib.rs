@@ -5,6 +5,7 @@
 mod client;
 mod connection;
 mod database;
+mod doors;
 mod egress;
 mod hooks;
 mod node;
@@ -18,5 +19,6 @@ mod volume;
 
 pub use client::{Answer, Client};
 pub use database::{DatabaseKind, TestDatabase};
+pub use doors::{Opened, SimulatedDoors};
 pub use node::SimulatedNode;
 pub use platform::{Stopped, TestPlatform};

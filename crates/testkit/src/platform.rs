@@ -1,6 +1,6 @@
 //! The control plane on a port of its own.
 
-use crate::{Client, DatabaseKind, SimulatedNode, TestDatabase};
+use crate::{Client, DatabaseKind, SimulatedDoors, SimulatedNode, TestDatabase};
 use anyhow::{Context, Result};
 use instavm_control::user::service as accounts;
 use instavm_control::{Dependencies, Platform, Settings};
@@ -21,6 +21,8 @@ pub struct TestPlatform {
     pub platform: Platform,
     /// Its node, which outlives restarts.
     pub node: Arc<SimulatedNode>,
+    /// Its gateway.
+    pub doors: Arc<SimulatedDoors>,
     /// Its records, which outlive restarts.
     pub database: Database,
     /// The first account's key.
@@ -59,10 +61,12 @@ impl TestPlatform {
             .await?
             .context("the database is not empty")?;
         let node = Arc::new(SimulatedNode::default());
-        let (platform, address, server) = serve(&database, &node, &settings).await?;
+        let doors = Arc::new(SimulatedDoors::default());
+        let (platform, address, server) = serve(&database, &node, &doors, &settings).await?;
         Ok(TestPlatform {
             platform,
             node,
+            doors,
             database,
             key: first.api_key,
             address,
@@ -92,8 +96,10 @@ impl TestPlatform {
         );
         drop(self.server);
         self.database.close().await;
+        self.doors.close_all();
         Ok(Stopped {
             node: self.node.clone(),
+            doors: self.doors.clone(),
             key: self.key.clone(),
             settings: self.settings.clone(),
             place: self.place,
@@ -135,6 +141,8 @@ impl TestPlatform {
 pub struct Stopped {
     /// Its node.
     pub node: Arc<SimulatedNode>,
+    /// Its gateway, which has forgotten what was open.
+    pub doors: Arc<SimulatedDoors>,
     key: String,
     settings: Settings,
     place: TestDatabase,
@@ -147,10 +155,12 @@ impl Stopped {
     /// When it cannot start.
     pub async fn start(self) -> Result<TestPlatform> {
         let database = self.place.open().await?;
-        let (platform, address, server) = serve(&database, &self.node, &self.settings).await?;
+        let (platform, address, server) =
+            serve(&database, &self.node, &self.doors, &self.settings).await?;
         Ok(TestPlatform {
             platform,
             node: self.node,
+            doors: self.doors,
             database,
             key: self.key,
             address,
@@ -164,11 +174,13 @@ impl Stopped {
 async fn serve(
     database: &Database,
     node: &Arc<SimulatedNode>,
+    doors: &Arc<SimulatedDoors>,
     settings: &Settings,
 ) -> Result<(Platform, SocketAddr, AbortOnDropHandle<()>)> {
     let platform = Platform::start(Dependencies {
         database: database.clone(),
         node: node.clone(),
+        doors: doors.clone(),
         settings: settings.clone(),
     })
     .await?;

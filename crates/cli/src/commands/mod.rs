@@ -11,6 +11,7 @@ pub(crate) mod help;
 pub(crate) mod ls;
 pub(crate) mod pty;
 pub(crate) mod rm;
+pub(crate) mod share;
 pub(crate) mod snapshot;
 pub(crate) mod ssh_key;
 pub(crate) mod vm;
@@ -35,6 +36,7 @@ pub(crate) fn run(command: Command) -> ExitCode {
         Command::Snapshot(command) => snapshot::run(&command),
         Command::Volume(command) => volume::run(&command),
         Command::Egress(command) => egress::run(&command),
+        Command::Share(command) => share::run(&command),
         Command::SshKey(command) => ssh_key::run(&command),
         Command::Exec(arguments) => exec::run(&arguments),
         Command::Pty(arguments) => match pty::run(&arguments) {

@@ -5,6 +5,7 @@ mod environment;
 mod errors;
 mod exec;
 mod listing;
+mod share;
 mod snapshot;
 mod terminal;
 mod usage;

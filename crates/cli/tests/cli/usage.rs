@@ -23,6 +23,7 @@ async fn help_is_a_result() -> Result<()> {
       snapshot     Manage snapshots
       volume       Manage volumes, their checkpoints and their files [alias: volumes]
       egress       Show and set what a session's VM may reach
+      share        Put ports of VMs under URLs
       ssh-key      Manage the account's SSH keys [alias: sshkey]
       exec         Run code, or a local file, in a VM
       pty          Open a terminal in a VM
@@ -95,7 +96,7 @@ async fn usage_errors_name_the_nearest_command() -> Result<()> {
     assert_snapshot!(text, @r"
     $ instavm 
     usage: instavm <COMMAND>
-    instavm: error: a command is missing, one of help, auth, whoami, create, ls, rm, clone, vm, snapshot, volume, egress, ssh-key, exec, pty, doc, completions
+    instavm: error: a command is missing, one of help, auth, whoami, create, ls, rm, clone, vm, snapshot, volume, egress, share, ssh-key, exec, pty, doc, completions
     $ instavm fly
     usage: instavm <COMMAND>
     instavm: error: unrecognized subcommand 'fly'

@@ -12,6 +12,7 @@
 mod egress;
 mod file;
 mod pty;
+mod share;
 mod snapshot;
 mod vm;
 mod volume;
@@ -19,6 +20,7 @@ mod worker;
 
 pub use file::Download;
 pub use pty::Ptys;
+pub use share::Shares;
 pub use snapshot::Snapshots;
 pub use vm::Vms;
 pub use volume::Volumes;

@@ -1,6 +1,6 @@
 //! The rows of API keys.
 
-use super::service::{ApiKey, Identity, KeyHash, hash, shown_prefix};
+use super::service::{ApiKey, KeyHash, KeyHolder, hash, shown_prefix};
 use crate::clock::Moment;
 use instavm_store::{Database, Row, StoreError, Transaction, Value};
 
@@ -57,7 +57,9 @@ pub(crate) async fn insert(
 }
 
 /// Every key that is accepted.
-pub(crate) async fn all_valid(database: &Database) -> Result<Vec<(KeyHash, Identity)>, StoreError> {
+pub(crate) async fn all_valid(
+    database: &Database,
+) -> Result<Vec<(KeyHash, KeyHolder)>, StoreError> {
     let rows = database
         .fetch(
             "SELECT api_keys.id AS key_id, account_id, key_hash FROM api_keys \
@@ -74,7 +76,7 @@ pub(crate) async fn all_valid(database: &Database) -> Result<Vec<(KeyHash, Ident
 pub(crate) async fn find_valid(
     database: &Database,
     hash: &KeyHash,
-) -> Result<Option<Identity>, StoreError> {
+) -> Result<Option<KeyHolder>, StoreError> {
     let row = database
         .fetch_optional(
             "SELECT api_keys.id AS key_id, account_id FROM api_keys JOIN accounts ON accounts.id = account_id \
@@ -85,8 +87,23 @@ pub(crate) async fn find_valid(
     row.map(|row| identity(&row)).transpose()
 }
 
-fn identity(row: &Row) -> Result<Identity, StoreError> {
-    Ok(Identity {
+/// The account of the key of this number, if it is accepted.
+pub(crate) async fn account_of(
+    database: &Database,
+    key_id: i64,
+) -> Result<Option<i64>, StoreError> {
+    let row = database
+        .fetch_optional(
+            "SELECT account_id FROM api_keys JOIN accounts ON accounts.id = account_id \
+             WHERE api_keys.id = $1 AND api_keys.is_active = 1 AND accounts.is_active = 1",
+            vec![key_id.into()],
+        )
+        .await?;
+    row.map(|row| row.get("account_id")).transpose()
+}
+
+fn identity(row: &Row) -> Result<KeyHolder, StoreError> {
+    Ok(KeyHolder {
         key_id: row.get("key_id")?,
         account_id: row.get("account_id")?,
     })

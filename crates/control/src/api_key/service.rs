@@ -3,7 +3,7 @@
 use super::rows;
 use crate::Platform;
 use crate::clock::Moment;
-use crate::error::{Kind, Problem};
+use crate::error::{Chain, Kind, Problem};
 use crate::extract::Caller;
 use crate::idempotency::Attempt;
 use instavm_store::{Database, StoreError};
@@ -56,9 +56,11 @@ pub(crate) fn shown_prefix(key: &str) -> String {
 }
 
 /// Whom a valid key belongs to.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Identity {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyHolder {
+    /// The key's number.
     pub key_id: i64,
+    /// The account.
     pub account_id: i64,
 }
 
@@ -73,19 +75,33 @@ pub(crate) struct Keys {
 struct Known {
     /// Raised whenever keys may have become invalid: what was read before it must not be kept.
     generation: u64,
-    by_hash: HashMap<KeyHash, Identity>,
+    by_hash: HashMap<KeyHash, KeyHolder>,
+    /// The accounts of the same keys, by their numbers.
+    by_id: HashMap<i64, i64>,
 }
 
 impl Keys {
-    fn get(&self, hash: &KeyHash) -> (u64, Option<Identity>) {
+    fn get(&self, hash: &KeyHash) -> (u64, Option<KeyHolder>) {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         (known.generation, known.by_hash.get(hash).copied())
     }
 
-    fn keep(&self, generation: u64, hash: KeyHash, identity: Identity) {
+    /// Whom a key belongs to, from memory.
+    pub(crate) fn known(&self, key: &str) -> Option<KeyHolder> {
+        self.get(&hash(key)).1
+    }
+
+    /// The account of a key, from memory.
+    fn account_of(&self, key_id: i64) -> Option<i64> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.by_id.get(&key_id).copied()
+    }
+
+    fn keep(&self, generation: u64, hash: KeyHash, identity: KeyHolder) {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         if known.generation == generation {
             known.by_hash.insert(hash, identity);
+            known.by_id.insert(identity.key_id, identity.account_id);
         }
     }
 
@@ -94,6 +110,7 @@ impl Keys {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         known.generation += 1;
         known.by_hash.clear();
+        known.by_id.clear();
         known.generation
     }
 
@@ -131,25 +148,50 @@ impl Keys {
 
 /// Who sent this key; 401 when it is unknown, revoked, or its account disabled.
 pub(crate) async fn authenticate(platform: &Platform, key: &str) -> Result<Caller, Problem> {
+    let holder = look_up(platform, key).await?;
+    let holder = holder.ok_or_else(Problem::unauthorised)?;
+    platform.keys.mark_used(holder.key_id);
+    Ok(Caller {
+        account_id: holder.account_id,
+    })
+}
+
+/// Whom a key belongs to, from memory or from its row.
+async fn look_up(platform: &Platform, key: &str) -> Result<Option<KeyHolder>, StoreError> {
     if key.is_empty() || key.len() > LENGTH_LIMIT {
-        return Err(Problem::unauthorised());
+        return Ok(None);
     }
     let hash = hash(key);
     let (generation, known) = platform.keys.get(&hash);
-    let identity = match known {
-        Some(identity) => identity,
-        None => {
-            let identity = rows::find_valid(&platform.database, &hash)
-                .await?
-                .ok_or_else(Problem::unauthorised)?;
-            platform.keys.keep(generation, hash, identity);
-            identity
-        }
-    };
-    platform.keys.mark_used(identity.key_id);
-    Ok(Caller {
-        account_id: identity.account_id,
-    })
+    if known.is_some() {
+        return Ok(known);
+    }
+    let found = rows::find_valid(&platform.database, &hash).await?;
+    if let Some(holder) = found {
+        platform.keys.keep(generation, hash, holder);
+    }
+    Ok(found)
+}
+
+/// Whom a key belongs to, for the gateway; nobody when the records cannot be read.
+pub(crate) async fn holder(platform: &Platform, key: &str) -> Option<KeyHolder> {
+    let found = look_up(platform, key).await;
+    let holder = found.inspect_err(unread).ok().flatten()?;
+    platform.keys.mark_used(holder.key_id);
+    Some(holder)
+}
+
+/// The account of the key of this number, for the gateway; `None` when it is revoked or the records cannot be read.
+pub(crate) async fn account_of(platform: &Platform, key_id: i64) -> Option<i64> {
+    if let Some(account_id) = platform.keys.account_of(key_id) {
+        return Some(account_id);
+    }
+    let found = rows::account_of(&platform.database, key_id).await;
+    found.inspect_err(unread).ok().flatten()
+}
+
+fn unread(error: &StoreError) {
+    tracing::warn!(error = %Chain(error), "an API key could not be looked up");
 }
 
 fn check_description(description: &str) -> Result<(), Problem> {

@@ -8,6 +8,7 @@ use crate::clock::{Moment, seconds};
 use crate::error::{Kind, Problem};
 use crate::extract::{Caller, Id, QueryOf, key_of};
 use crate::idempotency::{Attempt, Repeatable, once};
+use crate::share as shares;
 use crate::vm::group::{self, Plan};
 use crate::vm::service::{Profile, Vm, VmStatus};
 use axum::Json;
@@ -15,12 +16,11 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use instavm_api::session as api;
 use instavm_api::{ErrorBody, Metadata};
-use std::ops::RangeInclusive;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-/// Ports that can be asked for.
-const PORTS: RangeInclusive<u32> = 1..=65_535;
+/// The port of an app when the caller names none.
+const APP_PORT: u16 = 80;
 
 pub(crate) fn routes() -> OpenApiRouter<Platform> {
     OpenApiRouter::new()
@@ -259,15 +259,21 @@ async fn usage(
     }))
 }
 
-/// The address of a port of the session's VM. This version has no shares, so it answers 409 with that reason.
+/// The address of a port of the session's VM.
 #[utoipa::path(
     get, path = "/v1/sessions/app-url/{session_id}", tag = "session", security(("api_key" = [])),
+    description = "The address of a port of the session's VM: the URL of the port's share. Where there is none, a private \
+        one is made, which opens with an API key or by logging in; `POST /v1/shares` makes it public.",
     params(("session_id" = String, Path, description = "A UUID"), api::AppUrlQuery),
     responses(
+        (status = 200, description = "The address", body = api::AppUrl),
         (status = 401, description = "No valid key", body = ErrorBody),
         (status = 404, description = "No such session", body = ErrorBody),
-        (status = 409, description = "This version cannot publish ports", body = ErrorBody),
+        (status = 409, description = "The VM ended meanwhile", body = ErrorBody),
         (status = 422, description = "The port is wrong", body = ErrorBody),
+        (status = 429, description = "The VM has as many shares, or the account as many VMs, as it may have", body = ErrorBody),
+        (status = 503, description = "No port is free, or the node is full; see Retry-After", body = ErrorBody),
+        (status = 504, description = "The session's new VM was not ready in time", body = ErrorBody),
     ),
 )]
 async fn app_url(
@@ -275,13 +281,31 @@ async fn app_url(
     caller: Caller,
     Id(id): Id,
     QueryOf(query): QueryOf<api::AppUrlQuery>,
-) -> Result<Json<()>, Problem> {
-    let port = bounds::number("port", query.port, 80, &PORTS)?;
-    service::find(&platform, caller.account_id, &id).await?;
-    Err(Problem::new(
-        Kind::Conflict,
-        format!("port {port} cannot be published: this version of the platform has no shares yet"),
-    ))
+) -> Result<Json<api::AppUrl>, Problem> {
+    let port = shares::routes::port(query.port, Some(APP_PORT))?;
+    let found = shares::service::app_url(&platform, caller.account_id, &id, port).await?;
+    let url = shares::service::url(&platform, &found.share);
+    let vm = platform.node.inspect(&found.share.vm_id).await.ok();
+    let address = vm.and_then(|vm| vm.address);
+    Ok(Json(api::AppUrl {
+        app_url: url.clone(),
+        direct_url: Some(url.clone()),
+        url: Some(url),
+        port: Some(found.share.port),
+        vm_ip: address.map(|address| address.to_string()),
+        vm_id: Some(found.share.vm_id.0),
+        session_id: Some(found.share.session_id),
+        status: Some(found.status.as_str().to_owned()),
+        expires_in_seconds: found.expires_at.map(seconds_left),
+    }))
+}
+
+/// Seconds until then; 0 afterwards.
+fn seconds_left(until: Moment) -> f64 {
+    let left = until
+        .system_time()
+        .duration_since(Moment::now().system_time());
+    left.unwrap_or_default().as_secs_f64().floor()
 }
 
 /// The account's sessions with a living VM, newest first.

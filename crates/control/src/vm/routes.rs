@@ -317,7 +317,10 @@ fn refuse_unavailable(request: &api::CreateVm) -> Result<(), Problem> {
         return unavailable("vault_ids", "vaults are");
     }
     if request.share.is_some() {
-        return unavailable("share", "shares are");
+        return Err(Problem::invalid(
+            "share",
+            "is not made with the VM; leave the field out and send POST /v1/shares when the VM is there",
+        ));
     }
     if request.custom_domain.is_some() {
         return unavailable("custom_domain", "custom domains are");

@@ -5,6 +5,7 @@ use crate::clock::Moment;
 use crate::error::{Kind, Problem};
 use crate::mount::rows as mount_rows;
 use crate::session::{rows as session_rows, service::Session};
+use crate::share::rows as share_rows;
 use crate::snapshot::{rows as snapshot_rows, service::Snapshot};
 use instavm_node_api::{SnapshotId, VmId};
 use instavm_store::{Database, Row, StoreError, Transaction};
@@ -185,6 +186,7 @@ pub(crate) async fn end(database: &Database, vm: &Vm) -> Result<Option<SnapshotI
         return Ok(None);
     }
     mount_rows::drop_all(&mut transaction, &vm.id).await?;
+    share_rows::end_of_vm(&mut transaction, &vm.id).await?;
     // A VM that never ran has no disk to keep.
     let kept = vm
         .keep_as

@@ -392,6 +392,7 @@ async fn record_end(platform: &Platform, vm: &Vm) {
 
 /// Records the end of a VM, and the snapshot that its disk is kept as.
 pub(crate) async fn note_end(platform: &Platform, vm: &Vm) -> Result<(), StoreError> {
+    platform.doors.end_vm(&vm.id);
     let kept = rows::end(&platform.database, vm).await?;
     if let Some(id) = kept {
         snapshot_reconcile::kept(platform, &id).await;

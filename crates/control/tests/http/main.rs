@@ -18,6 +18,7 @@ mod protocol;
 mod pty;
 mod restart;
 mod session;
+mod share;
 mod snapshot;
 mod ssh_key;
 mod tenancy;

@@ -218,9 +218,26 @@ async fn usage_and_app_url_say_what_there_is(kind: DatabaseKind) -> Result<()> {
 
     let url = |query: &str| format!("/v1/sessions/app-url/{id}{query}");
     let answer = client.get(&url("?port=8000")).await?;
-    assert_eq!(answer.status, 409);
-    assert!(answer.detail().contains("8000") && answer.detail().contains("shares"));
-    assert_eq!(client.get(&url("")).await?.status, 409);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let found = answer.json();
+    assert_eq!(
+        (&found["port"], &found["status"]),
+        (&json!(8000), &json!("active"))
+    );
+    assert_eq!(
+        (&found["app_url"], &found["url"]),
+        (&found["direct_url"], &found["app_url"])
+    );
+    assert!(found["expires_in_seconds"].as_f64() > Some(0.0), "{found}");
+    let again = client.get(&url("?port=8000")).await?.json();
+    assert_eq!(again["app_url"], found["app_url"]);
+    assert_eq!(client.get(&url("")).await?.json()["port"], 80);
+    let shares = client.get("/v1/shares").await?.json();
+    assert!(
+        shares.as_array().is_some_and(|all| all.len() == 2),
+        "{shares}"
+    );
+    assert_eq!(shares[0]["is_public"], false);
     for wrong in ["?port=0", "?port=65536", "?port=x", "?port=-1"] {
         let answer = client.get(&url(wrong)).await?;
         assert_eq!(answer.status, 422, "{wrong}");

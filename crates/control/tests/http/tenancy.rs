@@ -48,6 +48,7 @@ struct Things {
     snapshot: String,
     volume: String,
     checkpoint: String,
+    share: String,
 }
 
 async fn things(platform: &TestPlatform) -> Result<Things> {
@@ -79,6 +80,8 @@ async fn things(platform: &TestPlatform) -> Result<Things> {
     crate::upload_into(&client, &volume, &[("path", "file")], b"secret").await?;
     let path = format!("/v1/volumes/{volume}/checkpoints");
     let checkpoint = text(&client.post(&path, &json!({})).await?.json()["id"]);
+    let share = json!({"vm_id": vm, "port": 8000});
+    let share = text(&client.post("/v1/shares", &share).await?.json()["share_id"]);
     Ok(Things {
         session,
         vm,
@@ -88,6 +91,7 @@ async fn things(platform: &TestPlatform) -> Result<Things> {
         snapshot,
         volume,
         checkpoint,
+        share,
     })
 }
 
@@ -130,6 +134,7 @@ fn cases(things: &Things) -> Vec<Case> {
     cases.extend(file_cases(things));
     cases.extend(pty_cases(things));
     cases.extend(egress_cases(things));
+    cases.extend(share_cases(things));
     cases.extend(snapshot_cases(things));
     cases.extend(volume_cases(things));
     cases
@@ -145,6 +150,20 @@ fn egress_cases(things: &Things) -> Vec<Case> {
         case("post", by_vm, vm, json!({}), NotFound),
         bare("get", by_vm, vm, NotFound),
         bare("get", "/v1/egress/vm/{vm_id}/refusals", vm, NotFound),
+    ]
+}
+
+/// Shares, of a VM and of a session.
+fn share_cases(things: &Things) -> Vec<Case> {
+    let (one, share) = ("/v1/shares/{share_id}", &things.share);
+    let of_vm = json!({"vm_id": things.vm, "port": 8000});
+    let of_session = json!({"session_id": things.session, "port": 8000});
+    vec![
+        case("post", "/v1/shares", "", of_vm, NotFound),
+        case("post", "/v1/shares", "", of_session, NotFound),
+        bare("get", "/v1/shares", "", OwnThings),
+        bare("get", one, share, NotFound),
+        case("patch", one, share, json!({"is_public": true}), NotFound),
     ]
 }
 

@@ -3,12 +3,12 @@
 use crate::config::Fault;
 use crate::config::source::Given;
 use crate::config::value::{
-    DatabaseUrl, DiskDriverChoice, DriverChoice, ImageSource, KeyValue, ListenAddress, LogFilter,
-    LogFormat, VmRange,
+    DatabaseUrl, DiskDriverChoice, DriverChoice, HostName, ImageSource, KeyValue, ListenAddress,
+    LogFilter, LogFormat, PortRange, PublicScheme, VmRange,
 };
 use instavm_network::UpstreamProxy;
 use ipnet::IpNet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 /// What the table says of one key.
@@ -149,6 +149,28 @@ keys! {
         "The proxy by which VMs' connections to ports 80 and 443 leave, http://USER:PASSWORD@HOST:PORT or socks5://…; unset: straight.";
     network_vm_rate_mbit: u32 [0..=100000], "network.vm_rate_mbit", Some("0"),
         "What may cross a VM's link each way, in million bits a second; 0: as much as it carries.";
+    share_address: IpAddr, "share.address", Some("127.0.0.1"),
+        "The address that the ports of shares are opened on, while share.domain is unset.";
+    share_ports: PortRange, "share.ports", Some("20000-29999"),
+        "The ports that shares are found under, while share.domain is unset.";
+    share_public_host: Option<HostName>, "share.public_host", None,
+        "The host in the URLs of shares, where that is not share.address.";
+    share_domain: Option<HostName>, "share.domain", None,
+        "The domain below which each share has a host name of its own (*.DOMAIN must lead here); unset: ports.";
+    share_listen: ListenAddress, "share.listen", Some("127.0.0.1:8443"),
+        "The address that all shares are found under when share.domain is set.";
+    share_tls_certificate: Option<PathBuf>, "share.tls_certificate", None,
+        "A PEM file with the certificate for *.DOMAIN and those that signed it; read again when it changes; unset: no TLS.";
+    share_tls_key: Option<PathBuf>, "share.tls_key", None,
+        "A PEM file with the certificate's key.";
+    share_public_scheme: Option<PublicScheme>, "share.public_scheme", None,
+        "The scheme in the URLs of shares, where a proxy in front has another one than share.listen.";
+    share_public_port: Option<u32> [1..=65535], "share.public_port", None,
+        "The port in the URLs of shares, where a proxy in front has another one than share.listen.";
+    share_connections: u32 [16..=1048576], "share.connections", Some("8192"),
+        "The most connections to all shares at once; further ones are refused.";
+    share_requests: u32 [1..=1048576], "share.requests", Some("1024"),
+        "The most requests and WebSockets of one share at once; further ones are refused.";
     runtime_driver: DriverChoice, "runtime.driver", Some("auto"),
         "What makes VMs; auto takes the strongest that works on this host.";
     runtime_extra_ca: Option<Vec<PathBuf>>, "runtime.extra_ca", None,

@@ -211,3 +211,30 @@ fn a_switch_is_true_or_false_in_both_sources() {
         [format!("{name}: \"yes\" is neither true nor false")]
     );
 }
+
+#[test]
+fn the_keys_of_shares_go_together() {
+    let load = |text: &str| {
+        let (_file, overrides) = file(text);
+        load_from(&overrides, None, environment(&[]))
+    };
+    let (config, _) = load("[share]\nports = '30000-30009'\naddress = '0.0.0.0'").unwrap();
+    assert_eq!(config.share_ports, PortRange(30_000..=30_009));
+    let (config, _) =
+        load("[share]\ndomain = 'Apps.Example.com.'\npublic_scheme = 'https'\npublic_port = 443")
+            .unwrap();
+    assert_eq!(
+        config.share_domain,
+        Some(HostName("apps.example.com".to_owned()))
+    );
+    let faults = load("[share]\ntls_certificate = '/a.pem'").unwrap_err();
+    assert_eq!(
+        texts(&faults),
+        [
+            "share.tls_certificate: and share.tls_key go together: give both or neither",
+            "share.tls_certificate: needs share.domain",
+        ]
+    );
+    let faults = load("[share]\nports = '9-1'\ndomain = 'a b'\naddress = 'x'").unwrap_err();
+    assert_eq!(texts(&faults).len(), 3);
+}

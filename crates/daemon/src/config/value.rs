@@ -4,6 +4,7 @@ use instavm_network::{UpstreamProxy, UpstreamProxyError};
 use instavm_store::PostgresUrl;
 use ipnet::{IpNet, Ipv4Net};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -162,7 +163,11 @@ word_keys!(
     DriverChoice,
     DiskDriverChoice,
     VmRange,
-    UpstreamProxy
+    UpstreamProxy,
+    IpAddr,
+    PortRange,
+    HostName,
+    PublicScheme
 );
 
 impl Word for String {
@@ -264,6 +269,62 @@ impl Word for UpstreamProxy {
         // It may hold a password, so it is not repeated.
         text.parse()
             .map_err(|error: UpstreamProxyError| error.to_string())
+    }
+}
+
+impl Word for IpAddr {
+    const SHAPE: &'static str = "address";
+    const LIST_SHAPE: &'static str = "list of addresses";
+
+    fn parse_word(text: &str) -> Result<Self, String> {
+        text.parse()
+            .map_err(|_| format!("\"{text}\" is not an IP address"))
+    }
+}
+
+/// A range of ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortRange(pub RangeInclusive<u16>);
+
+impl Word for PortRange {
+    const SHAPE: &'static str = "port-port";
+    const LIST_SHAPE: &'static str = "list of port-port";
+
+    fn parse_word(text: &str) -> Result<Self, String> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        match (first.trim().parse::<u16>(), last.trim().parse::<u16>()) {
+            (Ok(first), Ok(last)) if 0 < first && first <= last => Ok(Self(first..=last)),
+            _ => Err(format!(
+                "\"{text}\" is not a range of ports such as 20000-29999"
+            )),
+        }
+    }
+}
+
+/// The name of a host, in lower case and without a final dot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostName(pub String);
+
+impl Word for HostName {
+    const SHAPE: &'static str = "host name";
+    const LIST_SHAPE: &'static str = "list of host names";
+
+    fn parse_word(text: &str) -> Result<Self, String> {
+        let name = text.trim().trim_end_matches('.').to_ascii_lowercase();
+        let is_label = |label: &str| {
+            let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+            (1..=63).contains(&label.len())
+                && label.chars().all(fits)
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        };
+        if name.len() <= 200 && name.split('.').all(is_label) {
+            Ok(Self(name))
+        } else {
+            Err(format!(
+                "\"{text}\" is not the name of a host such as apps.example.com"
+            ))
+        }
     }
 }
 
@@ -391,6 +452,16 @@ choice! {
         Btrfs = "btrfs",
         /// Plain folders, whose limits are kept by measuring.
         Directory = "directory",
+    }
+}
+
+choice! {
+    /// How URLs begin.
+    PublicScheme, "http|https" {
+        /// Plain.
+        Http = "http",
+        /// With TLS.
+        Https = "https",
     }
 }
 
